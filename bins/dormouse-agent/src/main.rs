@@ -1,0 +1,2 @@
+//! See the crate documentation.
+fn main() {}
