@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use crate::id::Epoch;
+use crate::plant::{Plant, planted};
 use crate::policy::StandbyPolicy;
 
 /// A transport protocol by its IANA number.
@@ -67,7 +68,10 @@ impl TcpState {
     /// a live flow taken for dead strands a client, the opposite costs idle time. Numbers that
     /// nobody has named yet are alive.
     #[must_use]
-    pub const fn is_live(self) -> bool {
+    pub fn is_live(self) -> bool {
+        if planted(Plant::SynSentInactive) && self == Self::SYN_SENT {
+            return false;
+        }
         !matches!(self, Self::NONE | Self::TIME_WAIT | Self::CLOSE)
     }
 }

@@ -12,12 +12,14 @@
 //! | [`policy`] | the standby policy |
 //! | [`flow`] | tracked flows, the classifier, observations with explicit gaps |
 //! | [`workload`] | what the engine sees of a workload, and how sleeps and wakes end |
+//! | [`plant`] | faults that the simulation switches on |
 //! | [`spec`] | what a caller asks for |
 //! | [`error`] | error kinds, stable codes, retry advice |
 
 pub mod error;
 pub mod flow;
 pub mod id;
+pub mod plant;
 pub mod policy;
 pub mod spec;
 pub mod state;

@@ -1,1 +1,24 @@
-//! See the crate documentation.
+//! The only room that may hold `unsafe`: thin safe wrappers around system calls that no well-kept
+//! crate offers, each block with its proof.
+//!
+//! | module | wraps |
+//! |---|---|
+//! | [`clock`] | boot-time and wall clocks, boot id, TSC frequency |
+//! | [`descriptor`] | passing descriptors over Unix sockets |
+//! | [`guest`] | what an init process needs: modules, entropy, reboot, clock, host name |
+//! | [`memory`] | `PAGEMAP_SCAN`, reading and paging out another process |
+//! | [`netns`] | network namespaces |
+//! | [`pidfd`] | processes by descriptor |
+//! | [`socket`] | socket options and classic BPF filters |
+//! | [`spawn`] | starting a process with exactly the descriptors and rights it is given |
+//! | [`tap`] | tap devices |
+
+pub mod clock;
+pub mod descriptor;
+pub mod guest;
+pub mod memory;
+pub mod netns;
+pub mod pidfd;
+pub mod socket;
+pub mod spawn;
+pub mod tap;
