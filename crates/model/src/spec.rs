@@ -149,7 +149,7 @@ impl InstanceSpec {
         if self.vcpus == 0 || self.vcpus > Self::MAX_VCPUS {
             return Err(SpecError::VcpusOutOfRange { got: self.vcpus });
         }
-        if self.memory < Self::MIN_MEMORY || self.memory.0 % (2 << 20) != 0 {
+        if self.memory < Self::MIN_MEMORY || !self.memory.0.is_multiple_of(2 << 20) {
             return Err(SpecError::MemoryUnusable { got: self.memory });
         }
         if self.disk < Bytes::mib(16) {
