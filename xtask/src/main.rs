@@ -1,6 +1,7 @@
 //! The chores of the workspace, one file a task: `cargo xtask --help` lists them.
 
 mod build;
+mod codegen;
 mod figures;
 mod tidy;
 
@@ -18,12 +19,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Write the Rust code of proto/.
+    Codegen {
+        /// Only say whether the committed code is what would be written.
+        #[arg(long)]
+        check: bool,
+    },
     /// Check what the compiler cannot: edges between crates, sizes, purity of the machines.
     Tidy,
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
+        Task::Codegen { check } => codegen::run(check),
         Task::Tidy => tidy::run(),
     };
     match outcome {

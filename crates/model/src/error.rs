@@ -52,6 +52,32 @@ impl Kind {
         Self::Bug,
     ];
 
+    /// The name on the API: lower case with underscores.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::NotFound => "not_found",
+            Self::Exists => "exists",
+            Self::WrongState => "wrong_state",
+            Self::Unsupported => "unsupported",
+            Self::Conflict => "conflict",
+            Self::Exhausted => "exhausted",
+            Self::Unavailable => "unavailable",
+            Self::Timeout => "timeout",
+            Self::Cancelled => "cancelled",
+            Self::Corrupt => "corrupt",
+            Self::Denied => "denied",
+            Self::Bug => "bug",
+        }
+    }
+
+    /// The kind with that name; `None` for a name of another version.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// What a client should do with a request that failed with this kind.
     #[must_use]
     pub const fn retry(self) -> Retry {
@@ -87,6 +113,30 @@ pub enum Retry {
     CallerDecides,
 }
 
+impl Retry {
+    /// Every advice.
+    pub const ALL: [Self; 5] =
+        [Self::Never, Self::WithBackoff, Self::AfterReading, Self::AfterStateChange, Self::CallerDecides];
+
+    /// The name on the API: lower case with underscores.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::WithBackoff => "with_backoff",
+            Self::AfterReading => "after_reading",
+            Self::AfterStateChange => "after_state_change",
+            Self::CallerDecides => "caller_decides",
+        }
+    }
+
+    /// The advice with that name; `None` for a name of another version.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|advice| advice.as_str() == name)
+    }
+}
+
 /// An error that crosses a seam between rooms.
 ///
 /// `Display` says what was being done and to what; the cause is in `source` and is never repeated.
@@ -110,4 +160,21 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_name(kind.as_str()), Some(kind));
+        }
+        for advice in Retry::ALL {
+            assert_eq!(Retry::from_name(advice.as_str()), Some(advice));
+        }
+        assert_eq!(Kind::from_name(""), None);
+        assert_eq!(Retry::from_name("later"), None);
+    }
 }

@@ -1,0 +1,196 @@
+//! The configuration as a person writes it. Unknown keys are errors.
+
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use super::resolve::{ConfigError, Problem};
+
+/// All keys. Every text is parsed by [`super::resolve`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    /// Where images, disks, snapshots and records are kept.
+    pub data_directory: PathBuf,
+    /// Where sockets and the memory of running guests are; lost at a reboot.
+    pub run_directory: PathBuf,
+    /// The API.
+    pub api: RawApi,
+    /// The data plane.
+    pub network: RawNetwork,
+    /// How guests run.
+    pub hypervisor: RawHypervisor,
+    /// What guests boot.
+    pub guest: RawGuest,
+    /// Where guests' RAM lives.
+    pub memory: RawMemory,
+    /// When workloads sleep and wake.
+    pub standby: RawStandby,
+}
+
+/// `[api]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawApi {
+    /// The Unix socket; empty means `dormoused.sock` in the run directory.
+    pub socket: String,
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawNetwork {
+    /// A network namespace to work in, as a path; empty means the daemon's own.
+    pub namespace: String,
+    /// First letters of every device that we make, 1 to 3 of a-z and 0-9.
+    pub device_prefix: String,
+    /// The pool of which every workload has one IPv4 address.
+    pub ipv4_pool: String,
+    /// The unique local prefix of which every workload has one IPv6 address.
+    pub ipv6_prefix: String,
+    /// Whether workloads reach the outside under the host's address.
+    pub masquerade: bool,
+    /// Most bytes that wait for one sleeper, per address family; the oldest are dropped beyond.
+    pub parked_per_sleeper: String,
+    /// Name servers that guests are told of.
+    pub name_servers: Vec<String>,
+}
+
+/// `[hypervisor]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawHypervisor {
+    /// The QEMU program, a name on the path or a path.
+    pub qemu: String,
+    /// `auto`, `kvm` or `emulation`. `auto` takes KVM only where a guest proves to run under it.
+    pub accelerator: String,
+    /// First of the user ids that VMMs run as, one an instance.
+    pub first_uid: u32,
+    /// How many there are.
+    pub uid_count: u32,
+}
+
+/// `[guest]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawGuest {
+    /// A kernel image; empty means the one that `dormouse setup` unpacked into the data directory.
+    pub kernel: String,
+    /// The modules that belong to it; empty means beside the unpacked kernel.
+    pub modules: String,
+    /// The agent that is the init of guests; empty means `dormouse-agent` beside the daemon.
+    pub agent: String,
+    /// How long a guest may take from launch until its agent says that it is ready.
+    pub boot_timeout: String,
+}
+
+/// `[memory]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawMemory {
+    /// `auto`, `tmpfs`, `spill` or `disk`.
+    pub placement: String,
+    /// Most bytes of RAM of running guests; empty means as much as the host has.
+    pub tmpfs_size: String,
+}
+
+/// `[standby]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawStandby {
+    /// Most sleeps of the engine's own at one time.
+    pub max_concurrent: u32,
+    /// Most wakes at one time; more wait in order.
+    pub max_concurrent_wakes: u32,
+    /// How often all flows are listed again for safety.
+    pub sync_interval: String,
+    /// The receive buffer for conntrack events.
+    pub receive_buffer: String,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Self {
+            data_directory: "/var/lib/dormouse".into(),
+            run_directory: "/run/dormouse".into(),
+            api: RawApi { socket: String::new() },
+            network: RawNetwork {
+                namespace: String::new(),
+                device_prefix: "dm".to_owned(),
+                ipv4_pool: "10.78.0.0/16".to_owned(),
+                ipv6_prefix: "fd78:6d6f:7573::/48".to_owned(),
+                masquerade: true,
+                parked_per_sleeper: "64MiB".to_owned(),
+                name_servers: Vec::new(),
+            },
+            hypervisor: RawHypervisor {
+                qemu: "qemu-system-x86_64".to_owned(),
+                accelerator: "auto".to_owned(),
+                first_uid: 700_000,
+                uid_count: 60_000,
+            },
+            guest: RawGuest {
+                kernel: String::new(),
+                modules: String::new(),
+                agent: String::new(),
+                boot_timeout: "120s".to_owned(),
+            },
+            memory: RawMemory { placement: "auto".to_owned(), tmpfs_size: String::new() },
+            standby: RawStandby {
+                max_concurrent: 16,
+                max_concurrent_wakes: 16,
+                sync_interval: "5m".to_owned(),
+                receive_buffer: "40MiB".to_owned(),
+            },
+        }
+    }
+}
+
+/// Reads the configuration: defaults, then `file` when given, then the environment, where
+/// `DORMOUSE_NETWORK__IPV4_POOL` is `network.ipv4_pool`. `DORMOUSE_HOST` belongs to the command line.
+///
+/// # Errors
+/// When the file cannot be read or a key is unknown or of the wrong type.
+pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
+    let mut figment = Figment::from(Serialized::defaults(RawConfig::default()));
+    if let Some(path) = file {
+        // Named files must exist: a daemon that runs on defaults because of a typing error is worse.
+        if !path.is_file() {
+            return Err(ConfigError {
+                problems: vec![Problem::new("config", format!("{} is not a file", path.display()))],
+            });
+        }
+        figment = figment.merge(Toml::file(path));
+    }
+    figment
+        .merge(Env::prefixed("DORMOUSE_").ignore(&["host"]).split("__"))
+        .extract()
+        .map_err(|errors| ConfigError {
+            problems: errors
+                .into_iter()
+                .map(|error| Problem::new(&error.path.join("."), error.kind.to_string()))
+                .collect(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_override_defaults_and_unknown_keys_are_errors() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("config.toml");
+        std::fs::write(&file, "data_directory = \"/d\"\n[network]\nipv4_pool = \"10.9.0.0/24\"\n").unwrap();
+        let config = load(Some(&file)).unwrap();
+        assert_eq!(config.data_directory, Path::new("/d"));
+        assert_eq!(config.network.ipv4_pool, "10.9.0.0/24");
+        assert_eq!(config.network.device_prefix, "dm");
+        std::fs::write(&file, "[network]\nipv4_poll = \"10.9.0.0/24\"\n").unwrap();
+        let error = load(Some(&file)).unwrap_err();
+        assert!(error.to_string().contains("ipv4_poll"), "{error}");
+        assert!(load(Some(&scratch.path().join("none"))).is_err());
+    }
+}
