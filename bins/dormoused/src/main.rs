@@ -1,2 +1,104 @@
-//! See the crate documentation.
-fn main() {}
+//! `dormoused`: the host daemon. Everything that it is lives in `dormouse-daemon`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use dormouse_daemon::config::{self, RawConfig};
+use dormouse_daemon::{Ending, explain};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Exit codes: sysexits(3) where it has a word.
+const USAGE: u8 = 64;
+const UNAVAILABLE: u8 = 69;
+const TASK_ENDED: u8 = 70;
+const FORCED: u8 = 75;
+
+/// Runs microVMs that sleep when nobody talks to them and wake on the first packet.
+#[derive(Debug, Parser)]
+#[command(name = "dormoused", version)]
+struct Arguments {
+    /// The configuration file; without it defaults and the environment are used.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and end.
+    #[arg(long)]
+    check: bool,
+    /// What to log, such as `info` or `dormouse_network=debug,info`.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+    /// Log as JSON, one object a line.
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Err(error) = start_logging(&arguments) {
+        eprintln!("dormoused: {error:#}");
+        return ExitCode::from(USAGE);
+    }
+    let config = match config::load(arguments.config.as_deref()).and_then(|raw: RawConfig| raw.resolve()) {
+        Ok(config) => config,
+        Err(error) => {
+            for problem in error.to_string().split("; ") {
+                eprintln!("dormoused: configuration: {problem}");
+            }
+            return ExitCode::from(USAGE);
+        }
+    };
+    if arguments.check {
+        println!("the configuration is valid");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("dormoused: starting the runtime: {error}");
+            return ExitCode::from(UNAVAILABLE);
+        }
+    };
+    runtime.block_on(run(config))
+}
+
+fn start_logging(arguments: &Arguments) -> anyhow::Result<()> {
+    let format = if arguments.log_json {
+        dormouse_telemetry::Format::Json
+    } else {
+        dormouse_telemetry::Format::Text
+    };
+    dormouse_telemetry::init(&arguments.log, format)?;
+    Ok(())
+}
+
+async fn run(config: config::Config) -> ExitCode {
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    let mut signals = tokio::task::JoinSet::new();
+    signals.spawn(async move {
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; guests stay as they are");
+        stopping.cancel();
+    });
+    match dormouse_daemon::run(config, stop).await {
+        Ok(Ending::Asked) => ExitCode::SUCCESS,
+        Ok(Ending::TaskEnded(name)) => {
+            eprintln!("dormoused: {name} ended");
+            ExitCode::from(TASK_ENDED)
+        }
+        Ok(Ending::Forced) => ExitCode::from(FORCED),
+        Err(error) => {
+            eprintln!("dormoused: {}", explain(&error));
+            ExitCode::from(UNAVAILABLE)
+        }
+    }
+}

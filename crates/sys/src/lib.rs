@@ -8,6 +8,7 @@
 //! | [`guest`] | what an init process needs: modules, entropy, reboot, clock, host name |
 //! | [`memory`] | `PAGEMAP_SCAN`, reading and paging out another process |
 //! | [`netns`] | network namespaces |
+//! | [`page_cache`] | how much of a file is cached, and how much of it dirty |
 //! | [`pidfd`] | processes by descriptor |
 //! | [`socket`] | socket options and classic BPF filters |
 //! | [`spawn`] | starting a process with exactly the descriptors and rights it is given |
@@ -18,6 +19,7 @@ pub mod descriptor;
 pub mod guest;
 pub mod memory;
 pub mod netns;
+pub mod page_cache;
 pub mod pidfd;
 pub mod socket;
 pub mod spawn;

@@ -9,6 +9,7 @@ use dormouse_proto::v1;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -33,18 +34,25 @@ pub fn stream(
     follow: Option<watch::Receiver<InstanceView>>,
 ) -> impl Stream<Item = Result<v1::LogChunk, Status>> {
     let (sender, receiver) = mpsc::channel(CHUNKS);
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         // A client that went away ends the task by closing the channel.
         drop(pump(path, tail, follow, sender).await);
     });
-    Owned { inner: ReceiverStream::new(receiver), _tasks: tasks }
+    Owned::new(ReceiverStream::new(receiver), tasks)
 }
 
 /// A stream that owns the task that feeds it.
-struct Owned<S> {
+pub(super) struct Owned<S> {
     inner: S,
-    _tasks: tokio::task::JoinSet<()>,
+    _tasks: JoinSet<()>,
+}
+
+impl<S> Owned<S> {
+    /// `inner`, fed by `tasks`, which end with it.
+    pub(super) const fn new(inner: S, tasks: JoinSet<()>) -> Self {
+        Self { inner, _tasks: tasks }
+    }
 }
 
 impl<S: Stream + Unpin> Stream for Owned<S> {

@@ -86,6 +86,17 @@ impl ImageFiles {
         fs::metadata(self.path(id, home)).map_or(Bytes(0), |meta| Bytes(meta.blocks() * 512))
     }
 
+    /// Writes the dirty pages of the image on disk out.
+    ///
+    /// # Errors
+    /// When there is none, or the disk fails.
+    pub fn flush(&self, id: WorkloadId) -> Result<(), MemoryError> {
+        let path = self.path(id, Home::Disk);
+        File::open(&path)
+            .and_then(|file| file.sync_data())
+            .map_err(|source| MemoryError::Make { path, source })
+    }
+
     /// Drops the image at `home`; dropping none succeeds.
     ///
     /// # Errors

@@ -13,7 +13,9 @@
 //! dirtied since its wake. [`plan`] decides, [`files`] does.
 
 pub mod files;
+mod held;
 pub mod plan;
 
+pub use held::held;
 pub use files::{ImageFiles, MemoryError, Spill, SpillEnd};
 pub use plan::{GiveBack, GuestRam, Home, Sharing, default_placement};

@@ -1,0 +1,97 @@
+//! What we send: listings, and the question that serves as a barrier.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use netlink_packet_core::{DefaultNla, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+
+/// `CTA_FILTER`, since Linux 5.8.
+const CTA_FILTER: u16 = 25;
+/// `CTA_FILTER_ORIG_FLAGS` and `CTA_FILTER_REPLY_FLAGS` within it: which parts of each tuple must match,
+/// 32 bits in the host's order.
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+/// The flag of the source address (`CTA_FILTER_F_CTA_IP_SRC` in net/netfilter/nf_internals.h).
+const MATCH_SOURCE: u32 = 1;
+
+/// A request for the whole table, both families.
+#[must_use]
+pub fn list_all(sequence: u32) -> Vec<u8> {
+    request(sequence, NLM_F_REQUEST | NLM_F_DUMP, NetfilterProtoFamily::Unspec, Vec::new())
+}
+
+/// A request for the entries that `responder` answers: the source of the reply direction. The kernel
+/// filters, but it still walks the whole table.
+#[must_use]
+pub fn list_of_responder(sequence: u32, responder: IpAddr) -> Vec<u8> {
+    let mut flags = Vec::with_capacity(16);
+    // A nest of two attributes of 8 bytes each; the crate has no type for it.
+    for (kind, value) in [(CTA_FILTER_ORIG_FLAGS, 0), (CTA_FILTER_REPLY_FLAGS, MATCH_SOURCE)] {
+        flags.extend_from_slice(&8_u16.to_ne_bytes());
+        flags.extend_from_slice(&kind.to_ne_bytes());
+        flags.extend_from_slice(&value.to_ne_bytes());
+    }
+    let attributes = vec![
+        ConntrackAttribute::CtaTupleReply(vec![Tuple::Ip(vec![IPTuple::SourceAddress(responder)])]),
+        ConntrackAttribute::Other(DefaultNla::new(CTA_FILTER | NESTED, flags)),
+    ];
+    request(sequence, NLM_F_REQUEST | NLM_F_DUMP, family(responder), attributes)
+}
+
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
+
+/// The question for one entry that cannot exist: TCP from port 0 of 0.0.0.0 to port 0 of 0.0.0.0. The
+/// answer is "no such entry", queued behind every event that was queued before it.
+#[must_use]
+pub fn barrier(sequence: u32) -> Vec<u8> {
+    let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let tuple = vec![
+        Tuple::Ip(vec![IPTuple::SourceAddress(nobody), IPTuple::DestinationAddress(nobody)]),
+        Tuple::Proto(vec![
+            ProtoTuple::Protocol(Protocol::Tcp),
+            ProtoTuple::SourcePort(0),
+            ProtoTuple::DestinationPort(0),
+        ]),
+    ];
+    request(sequence, NLM_F_REQUEST, NetfilterProtoFamily::IPv4, vec![ConntrackAttribute::CtaTupleOrig(tuple)])
+}
+
+/// The question for the entry of a UDP exchange; used to see whether anything is tracked.
+#[must_use]
+pub fn udp_entry(sequence: u32, source: (IpAddr, u16), destination: (IpAddr, u16)) -> Vec<u8> {
+    let tuple = vec![
+        Tuple::Ip(vec![IPTuple::SourceAddress(source.0), IPTuple::DestinationAddress(destination.0)]),
+        Tuple::Proto(vec![
+            ProtoTuple::Protocol(Protocol::Udp),
+            ProtoTuple::SourcePort(source.1),
+            ProtoTuple::DestinationPort(destination.1),
+        ]),
+    ];
+    request(sequence, NLM_F_REQUEST, family(source.0), vec![ConntrackAttribute::CtaTupleOrig(tuple)])
+}
+
+const fn family(address: IpAddr) -> NetfilterProtoFamily {
+    match address {
+        IpAddr::V4(_) => NetfilterProtoFamily::IPv4,
+        IpAddr::V6(_) => NetfilterProtoFamily::IPv6,
+    }
+}
+
+fn request(
+    sequence: u32,
+    flags: u16,
+    family: NetfilterProtoFamily,
+    attributes: Vec<ConntrackAttribute>,
+) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    header.sequence_number = sequence;
+    let body = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Get(attributes));
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(body));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}

@@ -1,0 +1,191 @@
+//! SystemService.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use dormouse_model::{State, WorkloadId};
+use dormouse_proto::v1;
+use dormouse_proto::v1::system_service_server::SystemService;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::Api;
+use super::convert::{Extras, FieldError, event_to_wire, placement_to_wire, state_to_wire, time_to_wire};
+use super::status::status;
+use crate::events::{Entry, Found, Happening};
+use crate::system::{self, Verdict};
+
+/// Events that may wait for a slow client; the log keeps the rest.
+const EVENTS: usize = 64;
+
+type EventStream = Pin<Box<dyn Stream<Item = Result<v1::Event, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl SystemService for Api {
+    async fn get_info(
+        &self,
+        _request: Request<v1::GetInfoRequest>,
+    ) -> Result<Response<v1::SystemInfo>, Status> {
+        let facts = &self.facts;
+        let mut states: BTreeMap<State, u32> = BTreeMap::new();
+        let mut held = 0;
+        for view in self.instances.list() {
+            *states.entry(view.state).or_default() += 1;
+            held += self.memory_held(&view).await.0;
+        }
+        let instances = states
+            .into_iter()
+            .map(|(state, count)| v1::StateCount { state: state_to_wire(state).into(), count })
+            .collect();
+        let namespace = facts.namespace.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        Ok(Response::new(v1::SystemInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: option_env!("DORMOUSE_COMMIT").unwrap_or("").to_owned(),
+            hostname: facts.hostname.clone(),
+            kernel: facts.kernel.clone(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            cpus: facts.cpus,
+            memory_bytes: facts.memory.0,
+            swap_bytes: facts.swap.0,
+            driver: "qemu".to_owned(),
+            driver_version: facts.driver_version.clone(),
+            accelerator: facts.accelerator.clone(),
+            accelerator_reason: facts.accelerator_reason.clone(),
+            placement: placement_to_wire(facts.placement).into(),
+            placement_reason: if facts.swap.0 > 0 { "this host has swap" } else { "this host has no swap" }.to_owned(),
+            data_directory: facts.data_directory.display().to_string(),
+            run_directory: facts.run_directory.display().to_string(),
+            network_namespace: namespace,
+            ipv4_pool: facts.ipv4_pool.clone(),
+            ipv6_prefix: facts.ipv6_prefix.clone(),
+            started_at: Some(time_to_wire(facts.started_at)),
+            boot_id: facts.boot_id.clone(),
+            instances,
+            memory_held_bytes: held,
+        }))
+    }
+
+    async fn doctor(
+        &self,
+        _request: Request<v1::DoctorRequest>,
+    ) -> Result<Response<v1::DoctorResponse>, Status> {
+        let facts = Arc::clone(&self.facts);
+        let checks = tokio::task::spawn_blocking(move || system::doctor(&facts))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let checks = checks
+            .into_iter()
+            .map(|check| v1::Check {
+                name: check.name.to_owned(),
+                status: match check.verdict {
+                    Verdict::Ok => v1::CheckStatus::Ok,
+                    Verdict::Warning => v1::CheckStatus::Warning,
+                    Verdict::Failed => v1::CheckStatus::Failed,
+                    Verdict::Skipped => v1::CheckStatus::Skipped,
+                }
+                .into(),
+                detail: check.detail,
+                advice: check.advice.to_owned(),
+            })
+            .collect();
+        Ok(Response::new(v1::DoctorResponse { checks }))
+    }
+
+    type WatchEventsStream = EventStream;
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<EventStream>, Status> {
+        let request = request.into_inner();
+        let only = match request.instance.as_str() {
+            "" => None,
+            key => Some(self.instances.find(key).map_err(|error| status(&error))?.id),
+        };
+        let cursor = match request.after_cursor.as_str() {
+            "" => self.events.cursor(),
+            given => given.to_owned(),
+        };
+        let position = self
+            .events
+            .position(&cursor)
+            .ok_or_else(|| status(&FieldError::new("after_cursor", "is none of ours")))?;
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        let mut tasks = JoinSet::new();
+        let api = self.clone();
+        tasks.spawn(async move {
+            // The client went away: nothing is left to do.
+            drop(api.pump_events(position, only, sender).await);
+        });
+        Ok(Response::new(Box::pin(super::logs::Owned::new(ReceiverStream::new(receiver), tasks))))
+    }
+}
+
+type Sent = Result<(), mpsc::error::SendError<Result<v1::Event, Status>>>;
+
+impl Api {
+    async fn pump_events(
+        &self,
+        mut position: u64,
+        only: Option<WorkloadId>,
+        out: mpsc::Sender<Result<v1::Event, Status>>,
+    ) -> Sent {
+        let mut newest = self.events.newest();
+        loop {
+            newest.borrow_and_update();
+            match self.events.after(position) {
+                Found::Gap { missed, resume_after } => {
+                    position = resume_after;
+                    let gap = v1::EventGap { missed };
+                    out.send(Ok(self.event(position, None, v1::event::What::Gap(gap)))).await?;
+                    continue;
+                }
+                Found::Entries(entries) => {
+                    for entry in entries {
+                        position = entry.number;
+                        if let Some(event) = self.entry_to_wire(&entry, only) {
+                            out.send(Ok(event)).await?;
+                        }
+                    }
+                }
+            }
+            tokio::select! {
+                changed = newest.changed() => if changed.is_err() { return Ok(()) },
+                () = out.closed() => return Ok(()),
+            }
+        }
+    }
+
+    fn event(&self, number: u64, entry: Option<&Entry>, what: v1::event::What) -> v1::Event {
+        v1::Event {
+            cursor: self.events.cursor_of(number),
+            at: entry.map(|entry| time_to_wire(entry.at)),
+            what: Some(what),
+        }
+    }
+
+    fn entry_to_wire(&self, entry: &Entry, only: Option<WorkloadId>) -> Option<v1::Event> {
+        let what = match &entry.what {
+            Happening::Instance(event) => {
+                if only.is_some_and(|id| id != event.view().id) {
+                    return None;
+                }
+                let extras = Extras { accelerator: self.facts.accelerator.clone(), ..Extras::default() };
+                v1::event::What::Instance(event_to_wire(event, extras))
+            }
+            Happening::Image { digest, imported } => {
+                if only.is_some() {
+                    return None;
+                }
+                let change = if *imported { v1::ImageChange::Imported } else { v1::ImageChange::Deleted };
+                let image = v1::Image { digest: digest.clone(), ..Default::default() };
+                v1::event::What::Image(v1::ImageEvent { change: change.into(), image: Some(image) })
+            }
+        };
+        Some(self.event(entry.number, Some(entry), what))
+    }
+}

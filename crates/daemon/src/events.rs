@@ -1,0 +1,156 @@
+//! The event log: numbered, bounded, resumable.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dormouse_instance::InstanceEvent;
+use dormouse_model::WallTime;
+use tokio::sync::watch;
+
+/// Events kept for resuming; a client that was away longer is told of a gap.
+const KEPT: usize = 4096;
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Happening {
+    /// To an instance.
+    Instance(InstanceEvent),
+    /// To an image: its digest, and whether it was imported.
+    Image {
+        /// Which.
+        digest: String,
+        /// Imported, else removed.
+        imported: bool,
+    },
+}
+
+/// One numbered event.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Position; the first is 1.
+    pub number: u64,
+    /// When.
+    pub at: WallTime,
+    /// What.
+    pub what: Happening,
+}
+
+/// What a reader finds after a position.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// These, in order; perhaps none.
+    Entries(Vec<Arc<Entry>>),
+    /// This many are forgotten; reading goes on at the position.
+    Gap {
+        /// How many.
+        missed: u64,
+        /// Where to go on.
+        resume_after: u64,
+    },
+}
+
+/// The log. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EventLog {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    kept: Mutex<VecDeque<Arc<Entry>>>,
+    newest: watch::Sender<u64>,
+    /// Distinguishes cursors of this daemon from those of an earlier one.
+    epoch: u64,
+}
+
+impl EventLog {
+    /// An empty log; `epoch` is random.
+    #[must_use]
+    pub fn new(epoch: u64) -> Self {
+        let shared = Shared { kept: Mutex::default(), newest: watch::Sender::new(0), epoch };
+        Self { shared: Arc::new(shared) }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Arc<Entry>>> {
+        self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an event.
+    pub fn push(&self, at: WallTime, what: Happening) {
+        let mut kept = self.kept();
+        let number = *self.shared.newest.borrow() + 1;
+        if kept.len() >= KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(Arc::new(Entry { number, at, what }));
+        drop(kept);
+        self.shared.newest.send_replace(number);
+    }
+
+    /// The newest position, and its changes.
+    #[must_use]
+    pub fn newest(&self) -> watch::Receiver<u64> {
+        self.shared.newest.subscribe()
+    }
+
+    /// The cursor of a position.
+    #[must_use]
+    pub fn cursor_of(&self, number: u64) -> String {
+        format!("{:016x}-{number}", self.shared.epoch)
+    }
+
+    /// The cursor of the newest event.
+    #[must_use]
+    pub fn cursor(&self) -> String {
+        self.cursor_of(*self.shared.newest.borrow())
+    }
+
+    /// The position that a cursor means; one of an earlier daemon is the very beginning, so that what
+    /// was missed is told as a gap. `None` for a text that is no cursor.
+    #[must_use]
+    pub fn position(&self, cursor: &str) -> Option<u64> {
+        let (epoch, number) = cursor.split_once('-')?;
+        let epoch = u64::from_str_radix(epoch, 16).ok()?;
+        let number: u64 = number.parse().ok()?;
+        Some(if epoch == self.shared.epoch { number } else { 0 })
+    }
+
+    /// Everything after a position.
+    #[must_use]
+    pub fn after(&self, position: u64) -> Found {
+        let kept = self.kept();
+        let first = kept.front().map_or(position + 1, |entry| entry.number);
+        if position + 1 < first {
+            return Found::Gap { missed: first - position - 1, resume_after: first - 1 };
+        }
+        let skip = usize::try_from(position + 1 - first).unwrap_or(usize::MAX);
+        Found::Entries(kept.iter().skip(skip).cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(log: &EventLog, digest: &str) {
+        let what = Happening::Image { digest: digest.to_owned(), imported: true };
+        log.push(WallTime::default(), what);
+    }
+
+    #[test]
+    fn a_reader_resumes_where_it_was_and_is_told_of_gaps() {
+        let log = EventLog::new(7);
+        assert!(matches!(log.after(0), Found::Entries(entries) if entries.is_empty()));
+        for _ in 0..KEPT + 10 {
+            push(&log, "d");
+        }
+        let Found::Gap { missed, resume_after } = log.after(0) else { panic!("ten are forgotten") };
+        assert_eq!((missed, resume_after), (10, 10));
+        let Found::Entries(entries) = log.after(resume_after) else { panic!("kept") };
+        assert_eq!((entries.len(), entries[0].number), (KEPT, 11));
+        let cursor = log.cursor();
+        assert_eq!(log.position(&cursor), Some((KEPT + 10) as u64));
+        assert_eq!(EventLog::new(8).position(&cursor), Some(0));
+        assert_eq!(log.position("nonsense"), None);
+    }
+}

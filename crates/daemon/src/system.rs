@@ -1,0 +1,262 @@
+//! What the daemon is, what its host has, and the doctor's checks. Looks only; changes nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dormouse_conntrack::requirements::{EventsSetting, Requirements, Tracking};
+use dormouse_model::error::chain;
+use dormouse_model::spec::Placement;
+use dormouse_model::{Bytes, WallTime};
+use dormouse_sys::netns::Namespace;
+
+/// Facts that do not change while the daemon runs.
+#[derive(Debug, Clone)]
+pub struct SystemFacts {
+    /// Host name.
+    pub hostname: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: Bytes,
+    /// Swap.
+    pub swap: Bytes,
+    /// Version of the VMM.
+    pub driver_version: String,
+    /// What runs guests: kvm or tcg.
+    pub accelerator: String,
+    /// Why.
+    pub accelerator_reason: String,
+    /// What `auto` placement means.
+    pub placement: Placement,
+    /// Records, images, disks.
+    pub data_directory: PathBuf,
+    /// Sockets and memory.
+    pub run_directory: PathBuf,
+    /// Where the data plane is.
+    pub namespace: Option<PathBuf>,
+    /// IPv4 pool.
+    pub ipv4_pool: String,
+    /// IPv6 prefix.
+    pub ipv6_prefix: String,
+    /// When the daemon started.
+    pub started_at: WallTime,
+    /// The boot.
+    pub boot_id: String,
+    /// How the guest kernel was found, or why not.
+    pub guest_kernel: Result<PathBuf, String>,
+    /// Which control groups are used.
+    pub cgroup: String,
+}
+
+/// What a host has, read from /proc.
+#[derive(Debug, Clone)]
+pub struct HostFacts {
+    /// Host name.
+    pub hostname: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: Bytes,
+    /// Swap.
+    pub swap: Bytes,
+}
+
+impl HostFacts {
+    /// Reads them; what cannot be read is empty or zero.
+    #[must_use]
+    pub fn read() -> Self {
+        let line = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            hostname: line("/proc/sys/kernel/hostname"),
+            kernel: line("/proc/sys/kernel/osrelease"),
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            memory: meminfo_field(&meminfo, "MemTotal"),
+            swap: meminfo_field(&meminfo, "SwapTotal"),
+        }
+    }
+}
+
+/// A field of /proc/meminfo, which counts in KiB.
+fn meminfo_field(text: &str, name: &str) -> Bytes {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kib: u64 = line
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0);
+    Bytes(kib.saturating_mul(1024))
+}
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, but worse than it could.
+    Warning,
+    /// Something will not work.
+    Failed,
+    /// Could not be looked at.
+    Skipped,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// Stable name.
+    pub name: &'static str,
+    /// How it went.
+    pub verdict: Verdict,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it.
+    pub advice: &'static str,
+}
+
+fn check(name: &'static str, verdict: Verdict, detail: String, advice: &'static str) -> Check {
+    let advice = if verdict == Verdict::Ok { "" } else { advice };
+    Check { name, verdict, detail, advice }
+}
+
+/// Looks at everything, in the order in which things build on each other. Blocking.
+#[must_use]
+pub fn doctor(facts: &SystemFacts) -> Vec<Check> {
+    let mut checks = vec![
+        check_accelerator(facts),
+        check(
+            "qemu",
+            if facts.driver_version.is_empty() { Verdict::Failed } else { Verdict::Ok },
+            format!("version {}", facts.driver_version),
+            "install qemu-system-x86",
+        ),
+        check_guest_kernel(facts),
+        check_device("tun", "/dev/net/tun", "load the tun module"),
+        check_placement(facts),
+        check("cgroup", Verdict::Ok, facts.cgroup.clone(), ""),
+        check_room(facts),
+    ];
+    checks.extend(check_conntrack(facts));
+    checks.extend(check_neighbours());
+    checks
+}
+
+fn check_accelerator(facts: &SystemFacts) -> Check {
+    let verdict = if facts.accelerator == "kvm" { Verdict::Ok } else { Verdict::Warning };
+    let detail = format!("{}: {}", facts.accelerator, facts.accelerator_reason);
+    check("accelerator", verdict, detail, "guests are emulated: use a host whose /dev/kvm runs them")
+}
+
+fn check_guest_kernel(facts: &SystemFacts) -> Check {
+    match &facts.guest_kernel {
+        Ok(path) => check("guest_kernel", Verdict::Ok, path.display().to_string(), ""),
+        Err(why) => check("guest_kernel", Verdict::Failed, why.clone(), "run: dormouse setup"),
+    }
+}
+
+fn check_device(name: &'static str, path: &str, advice: &'static str) -> Check {
+    match fs::metadata(path) {
+        Ok(_) => check(name, Verdict::Ok, path.to_owned(), ""),
+        Err(error) => check(name, Verdict::Failed, format!("{path}: {error}"), advice),
+    }
+}
+
+fn check_placement(facts: &SystemFacts) -> Check {
+    let detail = match facts.placement {
+        Placement::Spill => "no swap: memory of sleepers is spilled to the disk".to_owned(),
+        Placement::Tmpfs => format!("{} of swap: memory of sleepers stays on tmpfs", facts.swap),
+        Placement::Disk => "memory is a disk file, shared: a busy guest writes to the disk".to_owned(),
+        Placement::Auto => "not resolved".to_owned(),
+    };
+    let verdict = if facts.placement == Placement::Disk { Verdict::Warning } else { Verdict::Ok };
+    check("placement", verdict, detail, "set memory.placement to auto")
+}
+
+fn check_room(facts: &SystemFacts) -> Check {
+    match nix::sys::statvfs::statvfs(facts.data_directory.as_path()) {
+        Ok(found) => {
+            let free = Bytes(found.blocks_available().saturating_mul(found.fragment_size()));
+            let verdict = if free < Bytes::gib(5) { Verdict::Warning } else { Verdict::Ok };
+            let detail = format!("{} MiB free in {}", free.as_mib(), facts.data_directory.display());
+            check("disk_room", verdict, detail, "free some space: images, disks and sleepers need it")
+        }
+        Err(errno) => {
+            let detail = format!("{}: {errno}", facts.data_directory.display());
+            check("disk_room", Verdict::Skipped, detail, "")
+        }
+    }
+}
+
+fn check_conntrack(facts: &SystemFacts) -> Vec<Check> {
+    let namespace = match &facts.namespace {
+        Some(path) => match Namespace::open(path) {
+            Ok(namespace) => Some(namespace),
+            Err(error) => {
+                let detail = chain(&error);
+                return vec![check("namespace", Verdict::Failed, detail, "make the namespace or change the key")];
+            }
+        },
+        None => None,
+    };
+    match Requirements::look(namespace.as_ref()) {
+        Ok(found) => {
+            let events = if found.events == EventsSetting::Always { Verdict::Ok } else { Verdict::Failed };
+            let tracked = |tracking| if tracking == Tracking::Off { Verdict::Failed } else { Verdict::Ok };
+            let room = if found.entries.saturating_mul(2) > found.entries_max { Verdict::Warning } else { Verdict::Ok };
+            vec![
+                check(
+                    "conntrack_events",
+                    events,
+                    format!("{:?}", found.events),
+                    "set net.netfilter.nf_conntrack_events to 1",
+                ),
+                check("conntrack_ipv4", tracked(found.tracking_v4), format!("{:?}", found.tracking_v4), "a rule exempts it"),
+                check("conntrack_ipv6", tracked(found.tracking_v6), format!("{:?}", found.tracking_v6), "a rule exempts it"),
+                check(
+                    "conntrack_room",
+                    room,
+                    format!("{} of {} entries", found.entries, found.entries_max),
+                    "raise net.netfilter.nf_conntrack_max",
+                ),
+            ]
+        }
+        Err(error) => vec![check("conntrack", Verdict::Failed, chain(&error), "see the daemon's log")],
+    }
+}
+
+/// The neighbour tables of both families: every sleeper that is knocked at has an entry in each.
+fn check_neighbours() -> Vec<Check> {
+    let mut checks = Vec::new();
+    for (name, family) in [("neighbours_ipv4", "ipv4"), ("neighbours_ipv6", "ipv6")] {
+        let path = format!("/proc/sys/net/{family}/neigh/default/gc_thresh3");
+        let most = fs::read_to_string(Path::new(&path)).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        checks.push(match most {
+            Some(most) if most > 1024 => check(name, Verdict::Ok, format!("at most {most}"), ""),
+            Some(most) => check(
+                name,
+                Verdict::Warning,
+                format!("at most {most}, for all sleepers and the host's own neighbours together"),
+                "dormouse setup raises net.*.neigh.default.gc_thresh1-3 above the number of sleepers",
+            ),
+            None => check(name, Verdict::Skipped, format!("{path} is not in this namespace"), ""),
+        });
+    }
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_read_in_bytes() {
+        let text = "MemTotal:       24684092 kB\nSwapTotal:             0 kB\nbroken";
+        assert_eq!(meminfo_field(text, "MemTotal"), Bytes(24_684_092 * 1024));
+        assert_eq!(meminfo_field(text, "SwapTotal"), Bytes(0));
+        assert_eq!(meminfo_field(text, "Nothing"), Bytes(0));
+    }
+}

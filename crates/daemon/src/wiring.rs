@@ -1,0 +1,278 @@
+//! The one place where the rooms are joined: what comes from where, and in which order.
+//!
+//! ```text
+//!  host ─▶ store ─▶ images ─▶ driver ─▶ data plane ─▶ observer ─▶ instances ─▶ engine ─▶ API
+//! ```
+//!
+//! Order matters in four places. The store's lock comes before anything that a second daemon could
+//! disturb. Instances are recovered before the data plane is swept, or the sweep would take what they
+//! own. The engine subscribes to changes before it lists instances. The API opens last: a request never
+//! meets a half-recovered daemon.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dormouse_cgroup::Hierarchy;
+use dormouse_conntrack::{Observer, ObserverConfig};
+use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
+use dormouse_hypervisor::{Accelerator, Driver, Probe};
+use dormouse_image::{GuestKernel, initrd};
+use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
+use dormouse_instance::{Instances, Rooms};
+use dormouse_model::error::chain;
+use dormouse_model::spec::Placement;
+use dormouse_model::workload::SleepSupport;
+use dormouse_network::{AddressPool, DataPlane, NetworkConfig};
+use dormouse_store::Store;
+use dormouse_sys::netns::Namespace;
+use dormouse_sys::spawn::Identity;
+use tokio::task::JoinSet;
+
+use crate::api::Api;
+use crate::config::{AcceleratorChoice, Config};
+use crate::engine::{EngineRooms, Watchbook, engine};
+use crate::error::DaemonError;
+use crate::events::{EventLog, Happening};
+use crate::host;
+use crate::images::ImageRoom;
+use crate::system::{HostFacts, SystemFacts};
+
+/// The tasks without which the daemon is of no use: when one ends, the daemon does.
+pub type Tasks = JoinSet<&'static str>;
+
+/// The joined house.
+#[derive(Debug)]
+pub struct House {
+    /// The services.
+    pub api: Api,
+    /// The instances, to let go of at the end.
+    pub instances: Instances,
+    /// Everything that runs.
+    pub tasks: Tasks,
+}
+
+/// Joins the rooms.
+///
+/// # Errors
+/// The first room that cannot be had.
+pub async fn join(config: &Config) -> Result<House, DaemonError> {
+    let ram = host::prepare(config)?;
+    let mark = host::mark(&config.data_directory);
+    let store = Store::open(&config.data_directory.join("dormouse.db")).await?;
+    let images = ImageRoom::open(&config.data_directory, store.clone()).await?;
+    let driver = QemuDriver::new(qemu_config(config));
+    let probe = driver.probe().await?;
+    let cgroups = Hierarchy::open(&format!("dormouse-{mark}"), &config.run_directory.join("cgroup"))?;
+    let mut tasks = Tasks::new();
+
+    let network_config = network_config(config, &mark);
+    let pool = AddressPool::new(network_config.ipv4_pool, network_config.ipv6_prefix);
+    let gateways = Gateways {
+        ipv4: network_config.gateway_ipv4,
+        ipv6: network_config.gateway_ipv6,
+        mac: NetworkConfig::GATEWAY_MAC,
+    };
+    let (network, knocks, plane) = DataPlane::open(network_config).await?;
+    tasks.spawn(async move {
+        if let Err(error) = plane.run().await {
+            tracing::error!(error = %chain(&error), "data plane");
+        }
+        "data plane"
+    });
+
+    let namespace = open_namespace(config)?;
+    dormouse_conntrack::requirements::enable_events(namespace.as_deref())?;
+    let observer_config =
+        ObserverConfig { receive_buffer: config.receive_buffer, ..ObserverConfig::standard(namespace) };
+    let (observer, observer_handle, observations) = Observer::new(observer_config);
+    tasks.spawn(async move {
+        observer.run().await;
+        "observer"
+    });
+
+    let clock = Arc::new(Clock);
+    let watchbook = Arc::new(Watchbook::new(observer_handle.clone()));
+    let host_facts = HostFacts::read();
+    let placement = match config.placement {
+        Placement::Auto => dormouse_instance::memory::default_placement(host_facts.swap),
+        chosen @ (Placement::Tmpfs | Placement::Spill | Placement::Disk) => chosen,
+    };
+    let boot = guest_boot(config);
+    let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
+    let layout =
+        Layout { data: config.data_directory.clone(), run: config.run_directory.clone(), ram };
+    let sleep_support = if probe.can.sleep { SleepSupport::Able } else { SleepSupport::DriverCannot };
+    let rooms = Arc::new(Rooms {
+        store: store.clone(),
+        driver: Arc::new(driver),
+        probe,
+        network: network.clone(),
+        images: Arc::new(images.clone()),
+        cgroups,
+        proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
+        layout,
+        clock: Arc::clone(&clock),
+        pool,
+        placement,
+        gateways,
+        name_servers: config.name_servers.clone(),
+        first_uid: config.first_uid,
+        uid_count: config.uid_count,
+        boot,
+        boot_timeout: config.boot_timeout,
+    });
+    let (instances, notices) = Instances::recover(Arc::clone(&rooms)).await?;
+    tasks.spawn(async move {
+        notices.run().await;
+        "instances"
+    });
+    match network.sweep().await {
+        Ok(swept) => tracing::debug!(?swept, "data plane swept"),
+        Err(error) => tracing::warn!(error = %chain(&error), "sweeping the data plane"),
+    }
+
+    let engine_rooms = EngineRooms {
+        instances: instances.clone(),
+        observer: observer_handle,
+        observations,
+        knocks,
+        network,
+        store,
+        watchbook,
+        clock: Arc::clone(&clock),
+        sleep_support,
+    };
+    let (engine_task, engine_handle) = engine(engine_config(config), engine_rooms);
+    tasks.spawn(async move {
+        engine_task.run().await;
+        "engine"
+    });
+    let events = EventLog::new(u64::from_be_bytes(rooms.random()));
+    spawn_event_log(&mut tasks, &instances, &events, &clock);
+    let api = Api::new(instances.clone(), images, engine_handle, events, Arc::new(facts));
+    Ok(House { api, instances, tasks })
+}
+
+fn spawn_event_log(tasks: &mut Tasks, instances: &Instances, events: &EventLog, clock: &Arc<Clock>) {
+    let (mut changes, log, clock) = (instances.events(), events.clone(), Arc::clone(clock));
+    tasks.spawn(async move {
+        loop {
+            match changes.recv().await {
+                Ok(event) => log.push(clock.wall(), Happening::Instance(event)),
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "events missed by the log");
+                }
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return "event log",
+            }
+        }
+    });
+}
+
+fn qemu_config(config: &Config) -> QemuConfig {
+    let accelerator = match config.accelerator {
+        AcceleratorChoice::Auto => dormouse_hypervisor::qemu::AcceleratorChoice::Auto,
+        AcceleratorChoice::Kvm => dormouse_hypervisor::qemu::AcceleratorChoice::Kvm,
+        AcceleratorChoice::Emulation => dormouse_hypervisor::qemu::AcceleratorChoice::Emulation,
+    };
+    let program = which(&config.qemu);
+    // The probe's guest runs as the guests will, at the end of the range: no instance has that user.
+    let uid = config.first_uid.saturating_add(config.uid_count);
+    QemuConfig { program, accelerator, probe_identity: Some(Identity { uid, gid: uid }), ..QemuConfig::default() }
+}
+
+/// A bare name is looked for on the path; a path is taken as it is.
+fn which(program: &std::path::Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.to_owned();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| PathBuf::from("/usr/bin").join(program))
+}
+
+fn network_config(config: &Config, mark: &str) -> NetworkConfig {
+    let defaults = NetworkConfig::default();
+    let (pool, pool_length) = config.ipv4_pool;
+    let (prefix, prefix_length) = config.ipv6_prefix;
+    NetworkConfig {
+        namespace: config.namespace.clone(),
+        device_prefix: config.device_prefix.clone(),
+        owner: mark.to_owned(),
+        // Lengths were checked where the text was read; the data plane checks the rest.
+        ipv4_pool: ipnet::Ipv4Net::new(pool, pool_length).unwrap_or(defaults.ipv4_pool),
+        ipv6_prefix: ipnet::Ipv6Net::new(prefix, prefix_length).unwrap_or(defaults.ipv6_prefix),
+        parked_bytes_per_sleeper: config.parked_per_sleeper,
+        masquerade: config.masquerade,
+        ..defaults
+    }
+}
+
+fn open_namespace(config: &Config) -> Result<Option<Arc<Namespace>>, DaemonError> {
+    match &config.namespace {
+        Some(path) => Ok(Some(Arc::new(Namespace::open(path)?))),
+        None => Ok(None),
+    }
+}
+
+fn engine_config(config: &Config) -> dormouse_standby::Config {
+    let at_least_one = |count| std::num::NonZeroUsize::new(count).unwrap_or(std::num::NonZeroUsize::MIN);
+    dormouse_standby::Config {
+        max_sleeps: at_least_one(config.max_concurrent_sleeps),
+        max_wakes: at_least_one(config.max_concurrent_wakes),
+        resync_interval: config.sync_interval,
+        ..dormouse_standby::Config::default()
+    }
+}
+
+/// What guests boot; without it instances cannot start, and everything else works.
+fn guest_boot(config: &Config) -> Result<GuestBoot, String> {
+    let agent = config.agent.clone().or_else(beside_us).ok_or("the daemon's own path is unknown")?;
+    let kernel = GuestKernel::locate(&config.data_directory, config.kernel.as_deref()).map_err(|error| chain(&error))?;
+    let folder = config.data_directory.join("guest");
+    let initrd = initrd::build(&kernel, &agent, &folder).map_err(|error| chain(&error))?;
+    let command_line =
+        "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 net.ifnames=0 cryptomgr.notests nowatchdog".to_owned();
+    Ok(GuestBoot { kernel: kernel.image().to_owned(), initrd, command_line })
+}
+
+fn beside_us() -> Option<PathBuf> {
+    std::env::current_exe().ok().map(|path| path.with_file_name("dormouse-agent"))
+}
+
+fn system_facts(
+    config: &Config,
+    host: &HostFacts,
+    probe: &Probe,
+    placement: Placement,
+    boot: &Result<GuestBoot, String>,
+    cgroups: &Hierarchy,
+    clock: &Clock,
+) -> SystemFacts {
+    let accelerator_reason = match &probe.accelerator {
+        Accelerator::Kvm => "a guest ran under it at full speed".to_owned(),
+        Accelerator::Emulation { why } => why.clone(),
+    };
+    let (pool, prefix) = (config.ipv4_pool, config.ipv6_prefix);
+    SystemFacts {
+        hostname: host.hostname.clone(),
+        kernel: host.kernel.clone(),
+        cpus: host.cpus,
+        memory: host.memory,
+        swap: host.swap,
+        driver_version: probe.version.clone(),
+        accelerator: probe.accelerator.as_str().to_owned(),
+        accelerator_reason,
+        placement,
+        data_directory: config.data_directory.clone(),
+        run_directory: config.run_directory.clone(),
+        namespace: config.namespace.clone(),
+        ipv4_pool: format!("{}/{}", pool.0, pool.1),
+        ipv6_prefix: format!("{}/{}", prefix.0, prefix.1),
+        started_at: clock.wall(),
+        boot_id: dormouse_sys::clock::boot_id().unwrap_or_default(),
+        guest_kernel: boot.as_ref().map(|boot| boot.kernel.clone()).map_err(Clone::clone),
+        cgroup: format!("{:?} at {}", cgroups.version(), cgroups.root().display()),
+    }
+}

@@ -1,0 +1,317 @@
+//! The plans, as data: which steps in which order, and what a failure of each means.
+//!
+//! A point of no return lies between two plans, never inside one: `Sleep` ends with its commit and
+//! `LetGo` only rolls forward; `Wake` ends with the consumed mark and `Revive` only rolls forward.
+//! What may still be undone is therefore visible in the type.
+
+use std::time::Duration;
+
+use dormouse_model::plant::{Plant, planted};
+
+/// A step in a plan's table: a [`super::Step`] before its parameters are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    WriteStarting,
+    WriteRunning,
+    Commit,
+    WriteSpilled,
+    MarkConsumed,
+    /// Takes back a consumed mark of which nobody knows whether it is durable.
+    UnmarkConsumed,
+    WriteStopping,
+    WriteStopped,
+    WriteFailed,
+    WriteDeleting,
+    PrepareDisks,
+    AttachLink,
+    MakeTap,
+    Launch,
+    Open,
+    Shut,
+    Drain,
+    Prove,
+    Pause,
+    Save,
+    LetGo,
+    Spill,
+    DropResident,
+    Restore,
+    Resume,
+    Greet,
+    Shutdown,
+    EndProcess,
+    ReleaseLink,
+    DropMemory,
+    RemoveFiles,
+    RemoveRecord,
+    FreeAddresses,
+}
+
+/// What is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Plan {
+    /// `Stopped` or `Failed` to a running process.
+    Start,
+    /// `Running` to the commit.
+    Sleep,
+    /// Back from `Sleep` to `Running`.
+    Unsleep,
+    /// From the commit to `Standby`.
+    LetGo,
+    /// In `Standby`, in the background: memory goes to disk.
+    Spill,
+    /// `Standby` to the consumed mark.
+    Wake,
+    /// Back from `Wake` to `Standby`.
+    Unwake,
+    /// From the consumed mark to `Running`.
+    Revive,
+    /// In `Running`, after a restart of the daemon: the process may be paused and shut.
+    Readopt,
+    /// In `Standby`, after a restart of the daemon: a process may be left of a sleep that had not
+    /// let go or of a wake that had not consumed.
+    Leftover,
+    /// In `Running`, in the background: the agent is told the time.
+    Greet,
+    /// In `Running`, in the background: the record learns that the guest is ready.
+    NoteReady,
+    /// To `Stopped`.
+    Stop,
+    /// In `Failed`: what is left is cleaned up.
+    Bury,
+    /// To nothing.
+    Delete,
+}
+
+/// What a failed step means for its plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnFailure {
+    /// The plan is taken back.
+    Undo,
+    /// Try again after a pause; after the last try the workload has failed.
+    RetryThenFail,
+    /// Try again after a pause; after the last try go on with the next step.
+    RetryThenSkip,
+    /// Try again after a pause; after the last try stop there, until somebody asks again.
+    RetryThenRest,
+    /// Go on with the next step.
+    Skip,
+    /// The plan ends here; nothing depends on it.
+    Abandon,
+}
+
+impl Plan {
+    /// The steps, in order.
+    pub(super) fn steps(self) -> &'static [Kind] {
+        match self {
+            // Whatever an earlier life or an interrupted start left is cleared first.
+            Self::Start => &[
+                Kind::WriteStarting,
+                Kind::EndProcess,
+                Kind::DropMemory,
+                Kind::PrepareDisks,
+                Kind::AttachLink,
+                Kind::MakeTap,
+                Kind::Launch,
+                Kind::WriteRunning,
+                Kind::Open,
+            ],
+            Self::Sleep => sleep_steps(),
+            // The record first: after a commit of unknown outcome it may say `Standby`.
+            Self::Unsleep => &[Kind::WriteRunning, Kind::Resume, Kind::Open],
+            Self::LetGo => let_go_steps(),
+            Self::Readopt => &[Kind::Resume, Kind::Open],
+            Self::Leftover => &[Kind::LetGo],
+            Self::Spill => &[Kind::Spill, Kind::WriteSpilled, Kind::DropResident],
+            Self::Wake => wake_steps(),
+            Self::Unwake => &[Kind::LetGo, Kind::UnmarkConsumed],
+            Self::Revive => revive_steps(),
+            Self::Greet => &[Kind::Greet],
+            Self::NoteReady => &[Kind::WriteRunning],
+            Self::Stop => &[
+                Kind::WriteStopping,
+                Kind::Shutdown,
+                Kind::EndProcess,
+                Kind::ReleaseLink,
+                Kind::DropMemory,
+                Kind::WriteStopped,
+            ],
+            Self::Bury => {
+                &[Kind::WriteFailed, Kind::EndProcess, Kind::ReleaseLink, Kind::DropMemory]
+            }
+            Self::Delete => delete_steps(),
+        }
+    }
+
+    /// Whether a request may begin its own plan at once, without waiting for this one's step.
+    pub(super) const fn is_background(self) -> bool {
+        match self {
+            Self::Spill | Self::Greet | Self::NoteReady => true,
+            Self::Start
+            | Self::Sleep
+            | Self::Unsleep
+            | Self::LetGo
+            | Self::Wake
+            | Self::Unwake
+            | Self::Revive
+            | Self::Readopt
+            | Self::Leftover
+            | Self::Stop
+            | Self::Bury
+            | Self::Delete => false,
+        }
+    }
+
+    /// What a failure of `step` means.
+    pub(super) const fn on_failure(self, step: Kind) -> OnFailure {
+        match self {
+            Self::Start | Self::Sleep | Self::Wake => OnFailure::Undo,
+            Self::Unsleep
+            | Self::LetGo
+            | Self::Unwake
+            | Self::Revive
+            | Self::Readopt
+            | Self::Leftover => OnFailure::RetryThenFail,
+            Self::Spill | Self::Greet | Self::NoteReady => OnFailure::Abandon,
+            // The kill comes next.
+            Self::Stop | Self::Delete if matches!(step, Kind::Shutdown) => OnFailure::Skip,
+            Self::Stop => OnFailure::RetryThenFail,
+            Self::Bury => OnFailure::RetryThenSkip,
+            Self::Delete => OnFailure::RetryThenRest,
+        }
+    }
+}
+
+fn sleep_steps() -> &'static [Kind] {
+    // Planted: the process is let go first and the record follows.
+    if planted(Plant::RecordAfterEffect) {
+        return &[Kind::Shut, Kind::Drain, Kind::Prove, Kind::Pause, Kind::Save, Kind::LetGo, Kind::Commit];
+    }
+    &[Kind::Shut, Kind::Drain, Kind::Prove, Kind::Pause, Kind::Save, Kind::Commit]
+}
+
+fn let_go_steps() -> &'static [Kind] {
+    if planted(Plant::RecordAfterEffect) {
+        return &[];
+    }
+    &[Kind::LetGo]
+}
+
+fn wake_steps() -> &'static [Kind] {
+    if planted(Plant::ConsumedMarkAfterResume) {
+        return &[Kind::MakeTap, Kind::Restore];
+    }
+    &[Kind::MakeTap, Kind::Restore, Kind::MarkConsumed]
+}
+
+fn revive_steps() -> &'static [Kind] {
+    if planted(Plant::ConsumedMarkAfterResume) {
+        return &[Kind::Resume, Kind::MarkConsumed, Kind::Open];
+    }
+    &[Kind::Resume, Kind::Open]
+}
+
+fn delete_steps() -> &'static [Kind] {
+    if planted(Plant::AddressFreedBeforeRemoval) {
+        return &[
+            Kind::WriteDeleting,
+            Kind::Shutdown,
+            Kind::FreeAddresses,
+            Kind::EndProcess,
+            Kind::ReleaseLink,
+            Kind::DropMemory,
+            Kind::RemoveFiles,
+            Kind::RemoveRecord,
+        ];
+    }
+    &[
+        Kind::WriteDeleting,
+        Kind::Shutdown,
+        Kind::EndProcess,
+        Kind::ReleaseLink,
+        Kind::DropMemory,
+        Kind::RemoveFiles,
+        Kind::RemoveRecord,
+        Kind::FreeAddresses,
+    ]
+}
+
+/// How long the machine waits, and how often it tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For a step that only talks to the kernel or the VMM.
+    pub step: Duration,
+    /// For a write of the record.
+    pub write: Duration,
+    /// For [`super::Step::Prove`]: the barrier has no reply after an overrun.
+    pub prove: Duration,
+    /// For launching, restoring and saving.
+    pub process: Duration,
+    /// For making or removing disks.
+    pub files: Duration,
+    /// For copying memory to disk.
+    pub spill: Duration,
+    /// From the launch until the guest must be ready.
+    pub ready: Duration,
+    /// A graceful removal's grace, and a stop's that the daemon finds begun.
+    pub removal_grace: Duration,
+    /// The pause before the first retry; doubles with each.
+    pub retry_pause: Duration,
+    /// How often a step is tried.
+    pub tries: u32,
+    /// How many requests may wait for one workload; more are refused as busy.
+    pub waiters: usize,
+}
+
+impl Limits {
+    /// Values for a host with slow disks and emulated guests.
+    pub const DEFAULT: Self = Self {
+        step: Duration::from_secs(10),
+        write: Duration::from_secs(20),
+        prove: Duration::from_secs(2),
+        process: Duration::from_secs(60),
+        files: Duration::from_secs(300),
+        spill: Duration::from_secs(600),
+        ready: Duration::from_secs(300),
+        removal_grace: Duration::from_secs(2),
+        retry_pause: Duration::from_millis(50),
+        tries: 8,
+        waiters: 32,
+    };
+
+    /// How long `kind` may take; `grace` is what a shutdown grants.
+    pub(super) const fn of(&self, kind: Kind, grace: Duration) -> Duration {
+        match kind {
+            Kind::WriteStarting
+            | Kind::WriteRunning
+            | Kind::Commit
+            | Kind::WriteSpilled
+            | Kind::MarkConsumed
+            | Kind::UnmarkConsumed
+            | Kind::WriteStopping
+            | Kind::WriteStopped
+            | Kind::WriteFailed
+            | Kind::WriteDeleting
+            | Kind::RemoveRecord => self.write,
+            Kind::AttachLink
+            | Kind::MakeTap
+            | Kind::Open
+            | Kind::Shut
+            | Kind::Drain
+            | Kind::Pause
+            | Kind::LetGo
+            | Kind::DropResident
+            | Kind::Resume
+            | Kind::Greet
+            | Kind::EndProcess
+            | Kind::ReleaseLink
+            | Kind::DropMemory
+            | Kind::FreeAddresses => self.step,
+            Kind::Prove => self.prove,
+            Kind::Launch | Kind::Save | Kind::Restore => self.process,
+            Kind::PrepareDisks | Kind::RemoveFiles => self.files,
+            Kind::Spill => self.spill,
+            Kind::Shutdown => self.step.saturating_add(grace),
+        }
+    }
+}

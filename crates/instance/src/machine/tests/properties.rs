@@ -1,0 +1,281 @@
+//! Random inputs against a model of the host: whatever comes in whatever order, the rules hold.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dormouse_model::{Attempt, Generation, MonoTime, SleepTrigger, State, WakeCause};
+use proptest::prelude::*;
+
+use crate::machine::{
+    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Input, Kept, Machine, MemoryImage, Phase,
+    ProcessIdentity, Record, Removal, Request, Step, StepFailure, Ticket,
+};
+
+const BOOT: BootId = BootId(1);
+
+/// What one random number does.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Request(u8),
+    Succeed,
+    Fail,
+    Late,
+    Exit(bool),
+    Ready,
+    Knock,
+    Wait(u8),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        4 => (0..12_u8).prop_map(Act::Request),
+        16 => Just(Act::Succeed),
+        2 => Just(Act::Fail),
+        1 => Just(Act::Late),
+        1 => any::<bool>().prop_map(Act::Exit),
+        2 => Just(Act::Ready),
+        1 => Just(Act::Knock),
+        2 => any::<u8>().prop_map(Act::Wait),
+    ];
+    prop::collection::vec(act, 0..300)
+}
+
+/// The host as the executor would have changed it.
+struct Host {
+    machine: Machine,
+    now: MonoTime,
+    outstanding: Option<(Attempt, Step)>,
+    last_number: Attempt,
+    published: State,
+    tickets: BTreeMap<u64, bool>,
+    next_ticket: u64,
+    live: Option<ProcessIdentity>,
+    next_pid: u32,
+    /// What the store may say: one record, or two after a write of unknown outcome.
+    durable: Vec<Record>,
+    /// The newest generation whose guest has run again.
+    consumed: Generation,
+    in_memory: Generation,
+    gone: bool,
+}
+
+impl Host {
+    fn new(spill: bool) -> Self {
+        let mut settings = super::SETTINGS;
+        if spill {
+            settings.spill = crate::machine::SpillPolicy::Spill;
+        }
+        Self {
+            machine: Machine::new(settings),
+            now: MonoTime::from_boot(Duration::from_secs(1)),
+            outstanding: None,
+            last_number: Attempt(0),
+            published: State::Stopped,
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            live: None,
+            next_pid: 1,
+            durable: vec![Record::NEW],
+            consumed: Generation(0),
+            in_memory: Generation(0),
+            gone: false,
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        let mut out = Vec::new();
+        match act {
+            Act::Request(which) => self.request(which, &mut out),
+            Act::Succeed => self.finish_step(true, &mut out),
+            Act::Fail => self.finish_step(false, &mut out),
+            Act::Late => {
+                let number = Attempt(self.last_number.0.saturating_sub(1));
+                let before = self.machine.late_outcomes();
+                self.machine.handle(self.now, Input::StepDone { number, done: Done::Plain }, &mut out);
+                assert_eq!(self.machine.late_outcomes(), before + 1);
+                assert!(out.is_empty(), "a late outcome does nothing: {out:?}");
+            }
+            Act::Exit(off) => {
+                if let Some(process) = self.live.take() {
+                    let how = if off { Exit::PoweredOff } else { Exit::Ended { how: "signal 9".to_owned() } };
+                    self.machine.handle(self.now, Input::ProcessExited { process, how }, &mut out);
+                }
+            }
+            Act::Ready => {
+                if let Some(process) = self.live {
+                    self.machine.handle(self.now, Input::GuestReady { process }, &mut out);
+                }
+            }
+            Act::Knock => self.machine.handle(self.now, Input::Knock, &mut out),
+            Act::Wait(seconds) => {
+                self.now = self.now.plus(Duration::from_secs(u64::from(seconds)));
+                let due = self.machine.next_deadline().is_some_and(|deadline| deadline <= self.now);
+                if due {
+                    // The executor gives a step up before the machine does.
+                    self.outstanding = None;
+                }
+                self.machine.handle(self.now, Input::Deadline, &mut out);
+            }
+        }
+        self.take(&out);
+    }
+
+    fn request(&mut self, which: u8, out: &mut Vec<Effect>) {
+        let request = match which {
+            0 | 1 => Request::Start,
+            2 => Request::Stop { grace: Duration::from_secs(1) },
+            3 | 4 => Request::Sleep { trigger: SleepTrigger::Engine },
+            5 => Request::Sleep { trigger: SleepTrigger::Caller },
+            6 => Request::CancelSleep { why: CancelReason::Traffic },
+            7 => Request::CancelSleep { why: CancelReason::Blind },
+            8 | 9 => Request::Wake { cause: WakeCause::Knock },
+            10 => Request::Wake { cause: WakeCause::Caller },
+            _ => Request::Delete { removal: Removal::Graceful },
+        };
+        let cancel = matches!(request, Request::CancelSleep { .. });
+        let number = if cancel { self.next_ticket } else { self.next_ticket + 1 };
+        let ticket = Ticket { asker: Asker::Engine, attempt: Attempt(number) };
+        let answer = self.machine.request(self.now, ticket, request, out);
+        if !cancel {
+            self.next_ticket = number;
+            if !matches!(answer, Answer::Refused(_)) {
+                assert_eq!(self.tickets.insert(number, false), None);
+            }
+        }
+    }
+
+    fn finish_step(&mut self, well: bool, out: &mut Vec<Effect>) {
+        let Some((number, step)) = self.outstanding.take() else { return };
+        if !well {
+            if let Step::Write(record) = &step {
+                self.durable.push(record.clone());
+            }
+            let failure = StepFailure::Passing { why: "broken".to_owned() };
+            self.machine.handle(self.now, Input::StepFailed { number, failure }, out);
+            return;
+        }
+        let done = match step {
+            Step::Write(record) => {
+                self.durable = vec![record];
+                Done::Plain
+            }
+            Step::Launch | Step::Restore { .. } => {
+                assert_eq!(self.live, None, "never two copies");
+                let process = ProcessIdentity { pid: self.next_pid, start_ticks: 1, boot: BOOT };
+                self.next_pid += 1;
+                self.live = Some(process);
+                if let Step::Restore { image } = step {
+                    assert!(image.generation > self.consumed, "an image is loaded once");
+                    self.in_memory = image.generation;
+                }
+                Done::Process(process)
+            }
+            Step::Save { generation } => {
+                self.in_memory = generation;
+                Done::Image(MemoryImage { generation, boot: BOOT, kept: Kept::Resident { inode: 1 } })
+            }
+            Step::Spill { image } => Done::Image(MemoryImage { kept: Kept::Spilled, ..image }),
+            Step::Resume => {
+                let says_running = |record: &Record| matches!(record.phase, Phase::Running { .. });
+                assert!(self.durable.iter().all(says_running), "it runs and the record says {:?}", self.durable);
+                self.consumed = self.in_memory;
+                Done::Plain
+            }
+            Step::LetGo | Step::EndProcess => {
+                self.live = None;
+                Done::Plain
+            }
+            Step::PrepareDisks
+            | Step::AttachLink
+            | Step::MakeTap
+            | Step::Open
+            | Step::Shut
+            | Step::Drain
+            | Step::Prove
+            | Step::Pause
+            | Step::DropResident
+            | Step::Greet
+            | Step::Shutdown { .. }
+            | Step::ReleaseLink
+            | Step::DropMemory
+            | Step::RemoveFiles
+            | Step::RemoveRecord
+            | Step::FreeAddresses => Done::Plain,
+        };
+        self.machine.handle(self.now, Input::StepDone { number, done }, out);
+    }
+
+    fn take(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            match effect {
+                Effect::Run { number, step, deadline } => {
+                    assert_eq!(self.outstanding, None, "one step at a time");
+                    assert!(*number > self.last_number && *deadline >= self.now);
+                    self.last_number = *number;
+                    self.outstanding = Some((*number, step.clone()));
+                }
+                // Both kinds: one that is awaited still answers, by failing; one that is not does not.
+                Effect::CutShort { number } => {
+                    let background = matches!(
+                        self.outstanding,
+                        Some((_, Step::Spill { .. } | Step::Greet | Step::DropResident))
+                    );
+                    let noted = matches!(&self.outstanding, Some((_, Step::Write(record)))
+                        if matches!(record.phase, Phase::Running { .. } | Phase::Standby { .. }));
+                    if (background || noted) && self.machine.outstanding() != Some(*number) {
+                        // A write that is no longer awaited is still made, before those that follow.
+                        if let Some((_, Step::Write(record))) = self.outstanding.take() {
+                            self.durable = vec![record];
+                        }
+                    }
+                }
+                Effect::Publish { state, reason } => {
+                    assert!(self.published.may_become(*state), "{} to {state}", self.published);
+                    assert_eq!(reason.is_some(), *state == State::Failed);
+                    self.published = *state;
+                }
+                Effect::Ended { ticket, outcome: _ } => {
+                    let ended = self.tickets.entry(ticket.attempt.0).or_insert(false);
+                    assert!(!*ended, "{ticket:?} ends once");
+                    *ended = true;
+                }
+                Effect::Gone => self.gone = true,
+            }
+        }
+        if !self.gone {
+            assert_eq!(self.machine.state(), self.published, "what is published is what is");
+        }
+    }
+
+    /// From here on everything succeeds: the machine comes to rest and every ticket ends.
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            if self.outstanding.is_some() {
+                self.act(Act::Succeed);
+            } else if self.published == State::Initializing {
+                self.act(Act::Ready);
+            } else if self.machine.next_deadline().is_some() {
+                self.act(Act::Wait(60));
+            }
+        }
+        assert_eq!(self.machine.next_deadline(), None);
+        let open: Vec<_> = self.tickets.iter().filter(|(_, ended)| !**ended).collect();
+        assert!(open.is_empty(), "still open: {open:?} in {:?}", self.machine);
+        let runs = matches!(self.published, State::Running | State::Initializing);
+        assert_eq!(self.live.is_some(), runs, "a process exactly when {}", self.published);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn the_rules_hold_whatever_comes(acts in acts(), spill in any::<bool>()) {
+        let mut host = Host::new(spill);
+        host.act(Act::Request(0));
+        for act in acts {
+            host.act(act);
+        }
+        host.settle();
+    }
+}

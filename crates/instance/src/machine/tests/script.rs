@@ -1,0 +1,224 @@
+//! The text form of inputs and effects.
+//!
+//! A line at the margin is an input; the lines below it, indented, are what it brought. `#` comments.
+//!
+//! ```text
+//! new [spill|cannot-sleep]            a fresh machine
+//! recover PHASE [same|other-pid|rebooted|no-image]
+//! start|stop|sleep|cancel|wake|delete TICKET ARGUMENT    e and c tickets: engine, caller
+//! done N [process|image|traffic]      a step succeeded
+//! fail N [lasting]
+//! exit [off]   ready   knock   strange
+//! after DURATION                      time passes, then the deadline is handled if it is due
+//! ```
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use dormouse_model::time::parse_duration;
+use dormouse_model::workload::SleepSupport;
+use dormouse_model::{Attempt, Generation, MonoTime, SleepTrigger, WakeCause};
+
+use crate::adoption::{Facts, Presence};
+use crate::machine::{
+    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Input, Kept, Machine, MemoryImage, Phase,
+    ProcessIdentity, Readiness, Record, Removal, Request, Settings, SpillPolicy, Step, StepFailure, Ticket,
+};
+
+const BOOT: BootId = BootId(1);
+const PROCESS: ProcessIdentity = ProcessIdentity { pid: 100, start_ticks: 7, boot: BOOT };
+const IMAGE: MemoryImage =
+    MemoryImage { generation: Generation(1), boot: BOOT, kept: Kept::Resident { inode: 11 } };
+
+/// Runs the inputs of a trace and returns the trace with the effects that they really brought.
+pub(super) fn replay(text: &str) -> String {
+    let mut machine = Machine::new(super::SETTINGS);
+    let mut now = MonoTime::from_boot(Duration::from_secs(100));
+    let mut got = String::new();
+    for line in text.lines().filter(|line| !line.starts_with(' ')) {
+        got.push_str(line);
+        got.push('\n');
+        let mut out = Vec::new();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(answer) = act(&mut machine, &mut now, &words, &mut out) {
+            writeln!(got, "  = {}", answer_text(answer)).unwrap();
+        }
+        for effect in &out {
+            writeln!(got, "  {}", effect_text(effect)).unwrap();
+        }
+    }
+    got
+}
+
+fn act(
+    machine: &mut Machine,
+    now: &mut MonoTime,
+    words: &[&str],
+    out: &mut Vec<Effect>,
+) -> Option<Answer> {
+    let word = |at: usize| words.get(at).copied().unwrap_or("");
+    match word(0) {
+        "new" => {
+            let mut settings: Settings = super::SETTINGS;
+            match word(1) {
+                "spill" => settings.spill = SpillPolicy::Spill,
+                "cannot-sleep" => settings.sleep_support = SleepSupport::DriverCannot,
+                _ => {}
+            }
+            *machine = Machine::new(settings);
+        }
+        "recover" => {
+            let (record, facts) = recovery(word(1), word(2));
+            *machine = Machine::recover(super::SETTINGS, record, &facts, *now, out);
+        }
+        "done" => {
+            let image = MemoryImage { generation: machine.record().generation, ..IMAGE };
+            let done = match word(2) {
+                "process" => Done::Process(PROCESS),
+                "image" => Done::Image(image),
+                "spilled" => Done::Image(MemoryImage { kept: Kept::Spilled, ..image }),
+                "traffic" => Done::Traffic,
+                _ => Done::Plain,
+            };
+            machine.handle(*now, Input::StepDone { number: number(word(1)), done }, out);
+        }
+        "fail" => {
+            let why = "broken".to_owned();
+            let failure = match word(2) {
+                "lasting" => StepFailure::Lasting { why },
+                _ => StepFailure::Passing { why },
+            };
+            machine.handle(*now, Input::StepFailed { number: number(word(1)), failure }, out);
+        }
+        "exit" => {
+            let how = match word(1) {
+                "off" => Exit::PoweredOff,
+                _ => Exit::Ended { how: "signal 9".to_owned() },
+            };
+            machine.handle(*now, Input::ProcessExited { process: PROCESS, how }, out);
+        }
+        "strange" => {
+            let process = ProcessIdentity { pid: 101, ..PROCESS };
+            let how = Exit::Ended { how: "signal 9".to_owned() };
+            machine.handle(*now, Input::ProcessExited { process, how }, out);
+        }
+        "ready" => machine.handle(*now, Input::GuestReady { process: PROCESS }, out),
+        "knock" => machine.handle(*now, Input::Knock, out),
+        "after" => {
+            *now = now.plus(parse_duration(word(1)).unwrap());
+            machine.handle(*now, Input::Deadline, out);
+        }
+        _ => return Some(machine.request(*now, ticket(word(1)), request(words), out)),
+    }
+    None
+}
+
+fn number(text: &str) -> Attempt {
+    Attempt(text.parse().unwrap())
+}
+
+fn ticket(text: &str) -> Ticket {
+    let (asker, attempt) = text.split_at(1);
+    let asker = match asker {
+        "e" => Asker::Engine,
+        "c" => Asker::Caller,
+        other => panic!("{other:?} asks nothing"),
+    };
+    Ticket { asker, attempt: number(attempt) }
+}
+
+fn request(words: &[&str]) -> Request {
+    match words {
+        ["start", _] => Request::Start,
+        ["stop", _, grace] => Request::Stop { grace: parse_duration(grace).unwrap() },
+        ["sleep", _, "engine"] => Request::Sleep { trigger: SleepTrigger::Engine },
+        ["sleep", _, "caller"] => Request::Sleep { trigger: SleepTrigger::Caller },
+        ["sleep", _, "yielding"] => Request::Sleep { trigger: SleepTrigger::CallerYielding },
+        ["cancel", _, "traffic"] => Request::CancelSleep { why: CancelReason::Traffic },
+        ["cancel", _, "held"] => Request::CancelSleep { why: CancelReason::Held },
+        ["cancel", _, "blind"] => Request::CancelSleep { why: CancelReason::Blind },
+        ["wake", _, "knock"] => Request::Wake { cause: WakeCause::Knock },
+        ["wake", _, "caller"] => Request::Wake { cause: WakeCause::Caller },
+        ["delete", _, "graceful"] => Request::Delete { removal: Removal::Graceful },
+        ["delete", _, "forced"] => Request::Delete { removal: Removal::Forced },
+        other => panic!("no such request: {other:?}"),
+    }
+}
+
+fn recovery(phase: &str, found: &str) -> (Record, Facts) {
+    let phase = match phase {
+        "stopped" => Phase::Stopped,
+        "starting" => Phase::Starting,
+        "booting" => Phase::Running { process: PROCESS, readiness: Readiness::Booting },
+        "running" => Phase::Running { process: PROCESS, readiness: Readiness::Ready },
+        "standby" => Phase::Standby { image: IMAGE },
+        "stopping" => Phase::Stopping,
+        "failed" => Phase::Failed { reason: dormouse_model::FailReason::HostRebooted },
+        "deleting" => Phase::Deleting,
+        other => panic!("no such phase: {other:?}"),
+    };
+    let same = Facts {
+        boot: BOOT,
+        start_ticks_at_pid: Some(7),
+        resident_inode: Some(11),
+        spilled: Presence::Absent,
+        device_state: Some(Generation(1)),
+    };
+    let facts = match found {
+        "" | "same" => same,
+        "other-pid" => Facts { start_ticks_at_pid: Some(8), ..same },
+        "rebooted" => Facts { boot: BootId(2), resident_inode: None, start_ticks_at_pid: None, ..same },
+        "no-image" => Facts { resident_inode: None, ..same },
+        other => panic!("no such find: {other:?}"),
+    };
+    (Record { phase, generation: Generation(1) }, facts)
+}
+
+fn answer_text(answer: Answer) -> String {
+    match answer {
+        Answer::Accepted => "accepted".to_owned(),
+        Answer::AlreadySo => "already so".to_owned(),
+        Answer::Refused(refusal) => format!("refused: {refusal}"),
+    }
+}
+
+fn ticket_text(ticket: Ticket) -> String {
+    match ticket.asker {
+        Asker::Engine => format!("e{}", ticket.attempt),
+        Asker::Caller => format!("c{}", ticket.attempt),
+    }
+}
+
+fn effect_text(effect: &Effect) -> String {
+    match effect {
+        Effect::Run { number, step, .. } => format!("run {number} {}", step_text(step)),
+        Effect::CutShort { number } => format!("cut short {number}"),
+        Effect::Publish { state, reason: None } => format!("publish {state}"),
+        Effect::Publish { state, reason: Some(reason) } => format!("publish {state}: {reason}"),
+        Effect::Ended { ticket, outcome } => format!("ended {} {outcome:?}", ticket_text(*ticket)),
+        Effect::Gone => "gone".to_owned(),
+    }
+}
+
+fn step_text(step: &Step) -> String {
+    match step {
+        Step::Write(record) => match &record.phase {
+            Phase::Running { readiness, .. } => format!("write running {readiness:?}").to_lowercase(),
+            Phase::Standby { image } => {
+                format!("write standby generation {} {:?}", image.generation, image.kept)
+            }
+            Phase::Failed { reason } => format!("write failed: {reason}"),
+            Phase::Stopped => "write stopped".to_owned(),
+            Phase::Starting => "write starting".to_owned(),
+            Phase::Stopping => "write stopping".to_owned(),
+            Phase::Deleting => "write deleting".to_owned(),
+        },
+        Step::Save { generation } => format!("save generation {generation}"),
+        Step::Restore { image } => format!("restore generation {}", image.generation),
+        Step::Shutdown { grace } => format!("shutdown {grace:?}"),
+        other => other.name().to_owned(),
+    }
+}

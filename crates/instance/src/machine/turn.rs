@@ -1,0 +1,285 @@
+//! Where plans end and where they turn: what interrupts them at a step boundary, what their end
+//! makes of the workload, and what happens to it that no plan asked for.
+
+use dormouse_model::{FailReason, MonoTime, SleepEnd, State, WakeCause, WakeEnd};
+
+use super::plan::{Kind, Plan};
+use super::{
+    CancelReason, Effect, Exit, Kept, Machine, Outcome, Readiness, Rest, SpillPolicy, Turn, Wait, Wanted,
+};
+
+impl Machine {
+    pub(super) fn begin_unsleep(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
+        if self.process.is_some() {
+            if let Some(Turn::Interrupt(_)) = self.turn {
+                self.turn = None;
+            }
+            self.begin(now, Plan::Unsleep, out);
+            return;
+        }
+        // Nothing to go back to: the process ended while its commit was being tried.
+        match (&self.turn, self.exit.take()) {
+            (Some(Turn::Stop), _) | (_, Some(Exit::PoweredOff)) => self.begin_stop(now, out),
+            (_, Some(Exit::Ended { how })) => self.bury(now, FailReason::ProcessEnded { how }, out),
+            (_, None) => {
+                let what = "a sleep is taken back and no process is known".to_owned();
+                self.bury(now, FailReason::Inconsistent { what }, out);
+            }
+        }
+    }
+
+    pub(super) fn begin_stop(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
+        self.stop_from = match self.state() {
+            State::Standby => State::Standby,
+            State::Failed => State::Failed,
+            State::Stopped => State::Stopped,
+            State::Starting
+            | State::Initializing
+            | State::Running
+            | State::Dozing
+            | State::Sleeping
+            | State::Waking
+            | State::Stopping
+            | State::Deleting => State::Stopping,
+        };
+        self.begin(now, Plan::Stop, out);
+    }
+
+    /// To `Failed`, with what is left cleaned up.
+    pub(super) fn bury(&mut self, now: MonoTime, reason: FailReason, out: &mut Vec<Effect>) {
+        let why = reason.to_string();
+        let stop_wanted = self.turn == Some(Turn::Stop);
+        self.turn = stop_wanted.then_some(Turn::Stop);
+        self.ready_by = None;
+        self.wake_after = None;
+        self.dirty = true;
+        self.settle(Wanted::Sleep, &Outcome::Sleep(SleepEnd::Refused { state: State::Failed }), out);
+        self.settle(Wanted::Wake, &Outcome::Wake(WakeEnd::Failed { why: why.clone() }), out);
+        self.settle(Wanted::Start, &Outcome::Failed { why: why.clone() }, out);
+        if !stop_wanted {
+            self.settle(Wanted::Stop, &Outcome::Failed { why }, out);
+        }
+        self.rest = Rest::Failed(reason);
+        self.begin(now, Plan::Bury, out);
+    }
+
+    /// Asks for a turn and takes it at once when no step is outstanding.
+    pub(super) fn turn_to(&mut self, now: MonoTime, turn: Turn, out: &mut Vec<Effect>) {
+        self.raise(turn);
+        let waiting = self.course.is_none_or(|course| match course.wait {
+            Wait::Retry { .. } => true,
+            Wait::Outcome { .. } => course.plan.is_background(),
+        });
+        if waiting {
+            self.take_turn(now, out);
+        } else if matches!(self.turn, Some(Turn::Delete | Turn::Stop | Turn::Fail(_))) {
+            self.cut_short(out);
+        }
+    }
+
+    pub(super) fn raise(&mut self, turn: Turn) {
+        if self.turn.as_ref().is_none_or(|known| known.rank() < turn.rank()) {
+            self.turn = Some(turn);
+        }
+    }
+
+    /// At a step boundary, or at rest: goes where the turn says, if it can be taken here.
+    pub(super) fn take_turn(&mut self, now: MonoTime, out: &mut Vec<Effect>) -> bool {
+        let Some(turn) = self.turn.clone() else { return false };
+        let foreground = self.foreground();
+        let before_commit = foreground == Some(Plan::Sleep)
+            && self.course.is_some_and(|course| course.at < course.plan.steps().len());
+        match turn {
+            Turn::Delete => self.begin(now, Plan::Delete, out),
+            Turn::Stop => match foreground {
+                None | Some(Plan::Start | Plan::Readopt | Plan::Leftover) => self.begin_stop(now, out),
+                Some(Plan::Sleep) if before_commit => {
+                    self.undone = SleepEnd::Refused { state: State::Stopping };
+                    self.begin_unsleep(now, out);
+                }
+                Some(_) => return false,
+            },
+            Turn::Fail(reason) => {
+                self.turn = None;
+                self.bury(now, reason, out);
+            }
+            Turn::PoweredOff => {
+                self.turn = None;
+                self.begin_stop(now, out);
+            }
+            Turn::Unwake(why) => {
+                self.turn = None;
+                if foreground != Some(Plan::Wake) {
+                    return false;
+                }
+                self.unwoken = WakeEnd::StillAsleep { why };
+                self.begin(now, Plan::Unwake, out);
+            }
+            Turn::Interrupt(_) => {
+                if !before_commit {
+                    self.turn = None;
+                    return false;
+                }
+                self.undone = SleepEnd::Interrupted;
+                self.begin_unsleep(now, out);
+            }
+        }
+        true
+    }
+
+    /// After a plan gave up: what is wanted of a workload in an unknown condition is its end.
+    pub(super) fn take_turn_anyway(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
+        match self.turn {
+            Some(Turn::Delete) => self.begin(now, Plan::Delete, out),
+            _ => self.begin_stop(now, out),
+        }
+    }
+
+    pub(super) fn finish(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
+        match plan {
+            Plan::Sleep => return self.begin(now, Plan::LetGo, out),
+            Plan::Wake => {
+                self.image = None;
+                return self.begin(now, Plan::Revive, out);
+            }
+            Plan::Start | Plan::Unsleep | Plan::Revive | Plan::Readopt => self.awake(now, plan, out),
+            Plan::LetGo | Plan::Leftover | Plan::Unwake => self.asleep(now, plan, out),
+            Plan::Spill | Plan::Greet | Plan::NoteReady => self.course = None,
+            Plan::Stop => {
+                self.course = None;
+                self.rest = Rest::Stopped;
+                self.dirty = false;
+                self.process = None;
+                self.image = None;
+                self.settle(Wanted::Stop, &Outcome::Done, out);
+            }
+            Plan::Bury => {
+                self.course = None;
+                self.process = None;
+                self.image = None;
+                self.publish(out);
+                self.take_turn(now, out);
+            }
+            Plan::Delete => {
+                self.course = None;
+                self.rest = Rest::Gone;
+                self.settle(Wanted::Delete, &Outcome::Done, out);
+                out.push(Effect::Gone);
+            }
+        }
+        self.publish(out);
+    }
+
+    /// A plan ended with a guest that runs.
+    fn awake(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
+        self.course = None;
+        self.rest = Rest::Awake;
+        self.image = None;
+        self.dirty = true;
+        self.wake_after = None;
+        if plan == Plan::Start && self.readiness == Readiness::Booting {
+            self.ready_by = Some(now.plus(self.settings.limits.ready));
+        }
+        let undone = self.undone.clone();
+        self.settle(Wanted::Sleep, &Outcome::Sleep(undone), out);
+        self.settle(Wanted::Wake, &Outcome::Wake(WakeEnd::Running), out);
+        if self.readiness == Readiness::Ready {
+            self.settle(Wanted::Start, &Outcome::Done, out);
+        }
+        self.publish(out);
+        if self.take_turn(now, out) {
+            return;
+        }
+        match (plan, self.readiness) {
+            (Plan::Revive, _) => self.begin(now, Plan::Greet, out),
+            (Plan::Start, Readiness::Ready) => self.begin(now, Plan::NoteReady, out),
+            (_, _) => {}
+        }
+    }
+
+    /// A plan ended with a sleeper.
+    fn asleep(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
+        self.course = None;
+        self.rest = Rest::Asleep;
+        if plan == Plan::Unwake {
+            self.wake_after = None;
+            let unwoken = self.unwoken.clone();
+            if let WakeEnd::Failed { why } = unwoken {
+                return self.bury(now, FailReason::WakeFailed { why }, out);
+            }
+            self.settle(Wanted::Wake, &Outcome::Wake(unwoken), out);
+        }
+        self.settle(Wanted::Sleep, &Outcome::Sleep(SleepEnd::Committed), out);
+        self.publish(out);
+        if self.take_turn(now, out) {
+            return;
+        }
+        if self.wake_after.is_some() {
+            return self.begin(now, Plan::Wake, out);
+        }
+        let resident = self.image.is_some_and(|image| matches!(image.kept, Kept::Resident { .. }));
+        if resident && self.settings.spill == SpillPolicy::Spill {
+            self.begin(now, Plan::Spill, out);
+        }
+    }
+
+    pub(super) fn process_exited(&mut self, now: MonoTime, how: Exit, out: &mut Vec<Effect>) {
+        self.process = None;
+        let text = match &how {
+            Exit::PoweredOff => "powered off".to_owned(),
+            Exit::Ended { how } => how.clone(),
+        };
+        self.exit = Some(how.clone());
+        let ended = match how {
+            Exit::PoweredOff => Turn::PoweredOff,
+            Exit::Ended { how } => Turn::Fail(FailReason::ProcessEnded { how }),
+        };
+        let turn = match self.current() {
+            Some((course, kind)) => match course.plan {
+                Plan::Start => Turn::Fail(FailReason::StartFailed { why: format!("the process ended: {text}") }),
+                // State and memory are complete: the process is not needed any more.
+                Plan::Sleep if matches!(kind, Kind::Commit | Kind::LetGo) => return,
+                Plan::Sleep | Plan::Unsleep | Plan::Readopt | Plan::Greet | Plan::NoteReady => ended,
+                Plan::Wake => Turn::Unwake(format!("the process ended: {text}")),
+                Plan::Revive => match ended {
+                    Turn::PoweredOff => Turn::PoweredOff,
+                    _ => Turn::Fail(FailReason::WakeFailed { why: format!("the process ended: {text}") }),
+                },
+                // It was to end.
+                Plan::LetGo | Plan::Leftover | Plan::Unwake | Plan::Stop | Plan::Bury | Plan::Delete => return,
+                Plan::Spill => return,
+            },
+            None => match self.rest {
+                Rest::Awake => ended,
+                Rest::Stopped | Rest::Asleep | Rest::Failed(_) | Rest::Deleting | Rest::Gone => return,
+            },
+        };
+        self.turn_to(now, turn, out);
+    }
+
+    pub(super) fn guest_ready(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
+        if self.readiness == Readiness::Ready {
+            return;
+        }
+        self.readiness = Readiness::Ready;
+        self.ready_by = None;
+        if self.rest == Rest::Awake {
+            self.settle(Wanted::Start, &Outcome::Done, out);
+            self.publish(out);
+            if self.course.is_none() {
+                self.begin(now, Plan::NoteReady, out);
+            }
+        }
+    }
+
+    pub(super) fn knocked(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
+        match self.foreground() {
+            Some(Plan::Sleep) if self.trigger.yields_to_traffic() => {
+                self.turn_to(now, Turn::Interrupt(CancelReason::Traffic), out);
+            }
+            // Kept; whoever sees the knock in `Standby` is the engine.
+            Some(Plan::Sleep | Plan::LetGo) => self.wake_after = Some(WakeCause::Knock),
+            Some(_) | None => {}
+        }
+    }
+}

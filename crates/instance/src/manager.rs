@@ -1,0 +1,599 @@
+//! The instance manager: finds instances by name and id, makes them, hands requests to their tasks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dormouse_model::{Addresses, Attempt, Bytes, InstanceSpec, MonoTime, Name, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd, WorkloadId};
+use dormouse_network::AddressPool;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::actor::{Actor, Asked, Command, INBOX, Outlets, verb};
+use crate::error::InstanceError;
+use crate::machine::{Answer, CancelReason, Effect, Machine, Outcome, Record, Refusal, Removal, Request};
+use crate::memory::GuestRam;
+use crate::record::{InstanceRecord, Remembered};
+use crate::recovery;
+use crate::rooms::{Layout, Rooms};
+use crate::steps::Parts;
+use crate::view::{InstanceEvent, InstanceView};
+
+/// Events that a slow listener may lag behind; beyond that it is told of a gap.
+const EVENTS: usize = 4096;
+
+/// Notices of tasks that may wait for the registry.
+const NOTICES: usize = 1024;
+
+/// A checked request for an instance.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// What.
+    pub spec: InstanceSpec,
+    /// Also start it.
+    pub start: bool,
+    /// Remove it once it has stopped.
+    pub auto_remove: bool,
+}
+
+/// All instances of this host. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Instances {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    rooms: Arc<Rooms>,
+    /// Looked at by every request and changed by few; never held across an await.
+    registry: Mutex<Registry>,
+    events: broadcast::Sender<InstanceEvent>,
+    notices: mpsc::Sender<InstanceEvent>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug)]
+struct Registry {
+    entries: BTreeMap<WorkloadId, Entry>,
+    names: HashMap<Name, WorkloadId>,
+    pool: AddressPool,
+    uids: HashMap<u32, WorkloadId>,
+    addresses: HashMap<WorkloadId, Addresses>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    name: Name,
+    inbox: mpsc::Sender<Command>,
+    view: watch::Receiver<InstanceView>,
+}
+
+/// The part of the manager that runs: distributes notices. For the daemon to spawn.
+#[derive(Debug)]
+pub struct InstancesTask {
+    shared: Arc<Shared>,
+    notices: mpsc::Receiver<InstanceEvent>,
+}
+
+impl InstancesTask {
+    /// Runs until the manager is dropped.
+    pub async fn run(mut self) {
+        while let Some(event) = self.notices.recv().await {
+            if let InstanceEvent::Deleted(view) = &event {
+                self.shared.forget(view.id);
+            }
+            let auto_remove = match &event {
+                InstanceEvent::StateChanged { now, .. } => {
+                    now.auto_remove && matches!(now.state, State::Stopped | State::Failed)
+                }
+                InstanceEvent::Created(_) | InstanceEvent::Updated(_) | InstanceEvent::Deleted(_) => false,
+            };
+            let id = event.view().id;
+            // No listener is no error.
+            drop(self.shared.events.send(event));
+            if auto_remove {
+                let instances = Instances { shared: Arc::clone(&self.shared) };
+                self.shared.spawn(async move {
+                    if let Err(error) = instances.delete(id, Removal::Forced).await {
+                        tracing::warn!(instance_id = %id, %error, "removing a stopped instance");
+                    }
+                });
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        // Every change of the registry is one insert or remove: a panic elsewhere leaves it whole.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    fn forget(&self, id: WorkloadId) {
+        let mut registry = self.registry();
+        registry.entries.remove(&id);
+        registry.names.retain(|_, owner| *owner != id);
+        registry.uids.retain(|_, owner| *owner != id);
+        if let Some(addresses) = registry.addresses.remove(&id)
+            && let Err(error) = registry.pool.release(addresses)
+        {
+            tracing::warn!(instance_id = %id, %error, "addresses given back");
+        }
+    }
+}
+
+impl Instances {
+    /// The manager over `rooms`, with every recorded instance recovered: what runs is adopted, what
+    /// sleeps stays asleep, what was half done is finished or undone by its task.
+    ///
+    /// # Errors
+    /// When the records cannot be read at all.
+    pub async fn recover(rooms: Arc<Rooms>) -> Result<(Self, InstancesTask), InstanceError> {
+        let listing = rooms
+            .store
+            .list::<InstanceRecord>()
+            .await
+            .map_err(|source| InstanceError::Store { what: "all instances".to_owned(), source })?;
+        let (notices, receiver) = mpsc::channel(NOTICES);
+        let shared = Arc::new(Shared {
+            registry: Mutex::new(Registry {
+                entries: BTreeMap::new(),
+                names: HashMap::new(),
+                pool: rooms.pool.clone(),
+                uids: HashMap::new(),
+                addresses: HashMap::new(),
+            }),
+            rooms,
+            events: broadcast::Sender::new(EVENTS),
+            notices,
+            tasks: Mutex::new(JoinSet::new()),
+        });
+        let instances = Self { shared: Arc::clone(&shared) };
+        for damage in listing.damaged {
+            tracing::error!(%damage, "an instance's record is set aside");
+        }
+        for (key, record) in listing.records {
+            match Remembered::from_record(record) {
+                Ok(remembered) => instances.bring_back(remembered).await,
+                Err(error) => tracing::error!(%key, %error, "an instance's record is passed over"),
+            }
+        }
+        Ok((instances, InstancesTask { shared, notices: receiver }))
+    }
+
+    async fn bring_back(&self, remembered: Remembered) {
+        let rooms = &self.shared.rooms;
+        let id = remembered.view.id;
+        {
+            let mut registry = self.shared.registry();
+            // Taken already or of another pool: the instance keeps what its guest has, and the pool
+            // gives it to nobody else.
+            if let Err(error) = registry.pool.claim(remembered.view.addresses) {
+                tracing::error!(instance_id = %id, %error, "recorded addresses");
+            }
+            registry.addresses.insert(id, remembered.view.addresses);
+            registry.uids.insert(remembered.uid, id);
+        }
+        let found = recovery::look(rooms, &remembered).await;
+        let mut effects = Vec::new();
+        let machine = Machine::recover(
+            rooms.machine_settings(&remembered.view.memory),
+            remembered.life.clone(),
+            &found.facts,
+            rooms.clock.now(),
+            &mut effects,
+        );
+        self.launch_task(machine, remembered, found.parts, effects);
+    }
+
+    fn launch_task(&self, machine: Machine, remembered: Remembered, parts: Parts, effects: Vec<Effect>) {
+        let (inbox, commands) = mpsc::channel(INBOX);
+        let (view_sender, view) = watch::channel(remembered.view.clone());
+        let entry = Entry { name: remembered.view.spec.name.clone(), inbox, view };
+        let id = remembered.view.id;
+        let outlets = Outlets { view: view_sender, notices: self.shared.notices.clone() };
+        let actor =
+            Actor::new(Arc::clone(&self.shared.rooms), machine, remembered, parts, outlets, commands);
+        let mut registry = self.shared.registry();
+        registry.names.insert(entry.name.clone(), id);
+        registry.entries.insert(id, entry);
+        drop(registry);
+        self.shared.spawn(actor.run(effects));
+    }
+
+    /// Makes an instance, wholly or not at all, and starts it when asked. Returns once the record is
+    /// durable and, when started, the process runs or the start has failed.
+    ///
+    /// # Errors
+    /// When the name is taken, the image unknown, or the record cannot be written; nothing is left then.
+    pub async fn create(&self, request: CreateRequest) -> Result<InstanceView, InstanceError> {
+        let rooms = &self.shared.rooms;
+        let reference = request.spec.image.clone();
+        let digest = rooms
+            .images
+            .digest_of(&reference)
+            .await
+            .map_err(|source| InstanceError::Image { reference, source })?;
+        let id = WorkloadId::new(rooms.clock.wall(), rooms.random());
+        let remembered = self.reserve(id, request, digest)?;
+        let view = remembered.view.clone();
+        let start = view.state == State::Starting;
+        let mut remembered = remembered;
+        remembered.view.state = State::Stopped;
+        if let Err(source) = rooms.store.put(id, &remembered.to_record()).await {
+            self.shared.forget(id);
+            return Err(InstanceError::Store { what: view.spec.name.to_string(), source });
+        }
+        let machine = Machine::new(rooms.machine_settings(&remembered.view.memory));
+        let created = InstanceEvent::Created(Box::new(remembered.view.clone()));
+        drop(self.shared.notices.send(created).await);
+        self.launch_task(machine, remembered, Parts::default(), Vec::new());
+        if !start {
+            return self.view(id);
+        }
+        self.start(id).await
+    }
+
+    /// Takes name, addresses and a user id, or nothing.
+    fn reserve(
+        &self,
+        id: WorkloadId,
+        request: CreateRequest,
+        image_digest: String,
+    ) -> Result<Remembered, InstanceError> {
+        let rooms = &self.shared.rooms;
+        let mut registry = self.shared.registry();
+        let name = request.spec.name.clone();
+        if registry.names.contains_key(&name) {
+            return Err(InstanceError::NameTaken { name });
+        }
+        let uid = (rooms.first_uid..rooms.first_uid.saturating_add(rooms.uid_count))
+            .find(|uid| !registry.uids.contains_key(uid))
+            .ok_or(InstanceError::Exhausted { what: "user id" })?;
+        let addresses =
+            registry.pool.allocate().map_err(|_| InstanceError::Exhausted { what: "address" })?;
+        registry.addresses.insert(id, addresses);
+        registry.uids.insert(uid, id);
+        registry.names.insert(name, id);
+        drop(registry);
+        let placement = match request.spec.placement {
+            dormouse_model::spec::Placement::Auto => rooms.placement,
+            chosen => chosen,
+        };
+        let now = rooms.clock.wall();
+        let view = InstanceView {
+            id,
+            image_digest,
+            state: if request.start { State::Starting } else { State::Stopped },
+            reason: String::new(),
+            addresses,
+            memory: GuestRam::fresh(placement, request.spec.memory),
+            generation: Record::NEW.generation,
+            created_at: now,
+            started_at: None,
+            state_changed_at: now,
+            last_wake: None,
+            last_standby: None,
+            last_commit: None,
+            pid: None,
+            exit: None,
+            agent_ready: false,
+            auto_remove: request.auto_remove,
+            standbys: 0,
+            wakes: 0,
+            revision: 1,
+            spec: request.spec,
+        };
+        Ok(Remembered { view, uid, life: Record::NEW, state_sha256: Vec::new() })
+    }
+
+    /// All instances, in the order of their creation.
+    #[must_use]
+    pub fn list(&self) -> Vec<InstanceView> {
+        self.shared.registry().entries.values().map(|entry| entry.view.borrow().clone()).collect()
+    }
+
+    /// The instance with this id.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn view(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
+        self.entry(id).map(|entry| entry.view.borrow().clone())
+    }
+
+    fn entry(&self, id: WorkloadId) -> Result<Entry, InstanceError> {
+        let registry = self.shared.registry();
+        registry.entries.get(&id).cloned().ok_or_else(|| InstanceError::NotFound { key: id.to_string() })
+    }
+
+    /// Finds an instance by id, then by name, then by a unique beginning of an id.
+    ///
+    /// # Errors
+    /// When there is none, or several ids begin so.
+    pub fn find(&self, key: &str) -> Result<InstanceView, InstanceError> {
+        let registry = self.shared.registry();
+        let by_id = key.parse::<WorkloadId>().ok().and_then(|id| registry.entries.get(&id));
+        let by_name =
+            || key.parse::<Name>().ok().and_then(|name| registry.entries.get(registry.names.get(&name)?));
+        if let Some(entry) = by_id.or_else(by_name) {
+            return Ok(entry.view.borrow().clone());
+        }
+        let begins: Vec<_> =
+            registry.entries.iter().filter(|(id, _)| !key.is_empty() && id.to_string().starts_with(key)).collect();
+        match begins.as_slice() {
+            [] => Err(InstanceError::NotFound { key: key.to_owned() }),
+            [(_, entry)] => Ok(entry.view.borrow().clone()),
+            several => Err(InstanceError::Ambiguous {
+                key: key.to_owned(),
+                candidates: several.iter().map(|(id, entry)| format!("{id} ({})", entry.name)).collect(),
+            }),
+        }
+    }
+
+    /// Events from now on. A listener that lags more than a few thousand behind is told so.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<InstanceEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// A view that changes; closed when the instance is gone.
+    ///
+    /// # Errors
+    /// When there is no such instance.
+    pub fn watch(&self, id: WorkloadId) -> Result<watch::Receiver<InstanceView>, InstanceError> {
+        self.entry(id).map(|entry| entry.view)
+    }
+
+    async fn ask(
+        &self,
+        id: WorkloadId,
+        request: Request,
+        attempt: Option<Attempt>,
+        at: MonoTime,
+    ) -> Result<Asked, InstanceError> {
+        let entry = self.entry(id)?;
+        let (reply, asked) = oneshot::channel();
+        let gone = || InstanceError::NotFound { key: id.to_string() };
+        let command = Command::Ask { request, attempt, at, reply };
+        entry.inbox.send(command).await.map_err(|_| gone())?;
+        asked.await.map_err(|_| gone())
+    }
+
+    /// Asks and waits for the outcome.
+    async fn ask_and_wait(&self, id: WorkloadId, request: Request) -> Result<Outcome, InstanceError> {
+        let name = self.view(id)?.spec.name;
+        let at = self.shared.rooms.clock.now();
+        let asked = self.ask(id, request, None, at).await?;
+        if let Answer::Refused(refusal) = asked.answer {
+            return Err(InstanceError::Refused { verb: verb(&request), name, refusal });
+        }
+        // The task ends without an outcome only when the daemon goes down.
+        asked.outcome.await.map_err(|_| InstanceError::ShuttingDown)
+    }
+
+    /// The outcome of a caller's request as a result.
+    fn settle(&self, id: WorkloadId, verb: &'static str, outcome: Outcome) -> Result<InstanceView, InstanceError> {
+        let view = self.view(id)?;
+        let name = view.spec.name.clone();
+        let failed = |why| Err(InstanceError::Failed { verb, name: name.clone(), why });
+        match outcome {
+            Outcome::Done
+            | Outcome::Sleep(SleepEnd::Committed)
+            | Outcome::Wake(WakeEnd::Running) => Ok(view),
+            Outcome::Failed { why }
+            | Outcome::Sleep(SleepEnd::Failed { why })
+            | Outcome::Wake(WakeEnd::StillAsleep { why } | WakeEnd::Failed { why }) => failed(why),
+            Outcome::Sleep(SleepEnd::Interrupted) => Err(InstanceError::Interrupted { name }),
+            Outcome::Sleep(SleepEnd::Gone) | Outcome::Wake(WakeEnd::Gone) => {
+                Err(InstanceError::NotFound { key: id.to_string() })
+            }
+            Outcome::Superseded { state }
+            | Outcome::Sleep(SleepEnd::Refused { state })
+            | Outcome::Wake(WakeEnd::Refused { state }) => Err(InstanceError::Overtaken { verb, name, state }),
+        }
+    }
+
+    /// Starts a stopped or failed instance; returns once its process runs.
+    ///
+    /// # Errors
+    /// When its state does not allow it or the start failed.
+    pub async fn start(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
+        let mut view = self.watch(id)?;
+        let name = view.borrow().spec.name.clone();
+        let at = self.shared.rooms.clock.now();
+        let asked = self.ask(id, Request::Start, None, at).await?;
+        if let Answer::Refused(refusal) = asked.answer {
+            return Err(InstanceError::Refused { verb: "start", name, refusal });
+        }
+        // The outcome waits until the guest is ready; a caller need not.
+        let awake = |view: &InstanceView| matches!(view.state, State::Initializing | State::Running);
+        tokio::select! {
+            outcome = asked.outcome => {
+                let outcome = outcome.map_err(|_| InstanceError::ShuttingDown)?;
+                self.settle(id, "start", outcome)
+            }
+            found = view.wait_for(awake) => match found {
+                Ok(view) => Ok(view.clone()),
+                Err(_) => Err(InstanceError::NotFound { key: id.to_string() }),
+            },
+        }
+    }
+
+    /// Stops an instance; `grace` is the instance's own when not given.
+    ///
+    /// # Errors
+    /// When its state does not allow it.
+    pub async fn stop(&self, id: WorkloadId, grace: Option<Duration>) -> Result<InstanceView, InstanceError> {
+        let grace = grace.unwrap_or(self.view(id)?.spec.stop_timeout);
+        let outcome = self.ask_and_wait(id, Request::Stop { grace }).await?;
+        self.settle(id, "stop", outcome)
+    }
+
+    /// Puts an instance to sleep for a caller; returns once it is durable and its process is gone.
+    ///
+    /// # Errors
+    /// When its state does not allow it, it failed, or traffic took a yielding one back.
+    pub async fn standby(&self, id: WorkloadId, trigger: SleepTrigger) -> Result<InstanceView, InstanceError> {
+        let outcome = self.ask_and_wait(id, Request::Sleep { trigger }).await?;
+        self.settle(id, "standby", outcome)
+    }
+
+    /// Wakes an instance for a caller; returns once it runs and its packets are released.
+    ///
+    /// # Errors
+    /// When its state does not allow it or it failed.
+    pub async fn wake(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
+        let outcome = self.ask_and_wait(id, Request::Wake { cause: WakeCause::Caller }).await?;
+        self.settle(id, "wake", outcome)
+    }
+
+    /// Removes an instance in any state; returns when its name and addresses are free. Removing one
+    /// that is gone succeeds.
+    ///
+    /// # Errors
+    /// When something of it could not be removed; asking again goes on there.
+    pub async fn delete(&self, id: WorkloadId, removal: Removal) -> Result<(), InstanceError> {
+        let Ok(mut view) = self.watch(id) else { return Ok(()) };
+        match self.ask_and_wait(id, Request::Delete { removal }).await {
+            Ok(Outcome::Failed { why }) => {
+                let name = view.borrow().spec.name.clone();
+                return Err(InstanceError::Failed { verb: "delete", name, why });
+            }
+            Ok(_) | Err(InstanceError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        // The task is gone when its end of the view closes; the registry forgets it right after.
+        while view.changed().await.is_ok() {}
+        self.shared.forget(id);
+        Ok(())
+    }
+
+    /// The engine's sleep, under its attempt.
+    pub async fn engine_sleep(&self, id: WorkloadId, attempt: Attempt) -> SleepEnd {
+        let request = Request::Sleep { trigger: SleepTrigger::Engine };
+        match self.engine_ask(id, request, attempt, self.shared.rooms.clock.now()).await {
+            Ok(Outcome::Sleep(end)) => end,
+            Ok(Outcome::Superseded { state }) => SleepEnd::Refused { state },
+            Ok(Outcome::Failed { why }) => SleepEnd::Failed { why },
+            Ok(Outcome::Done | Outcome::Wake(_)) | Err(None) => SleepEnd::Gone,
+            Err(Some(Refusal::WrongState(state))) => SleepEnd::Refused { state },
+            Err(Some(refusal)) => SleepEnd::Failed { why: refusal.to_string() },
+        }
+    }
+
+    /// The engine's wake, under its attempt; `at` is when the packet knocked.
+    pub async fn engine_wake(&self, id: WorkloadId, attempt: Attempt, cause: WakeCause, at: MonoTime) -> WakeEnd {
+        match self.engine_ask(id, Request::Wake { cause }, attempt, at).await {
+            Ok(Outcome::Wake(end)) => end,
+            Ok(Outcome::Superseded { state }) => WakeEnd::Refused { state },
+            Ok(Outcome::Failed { why }) => WakeEnd::StillAsleep { why },
+            Ok(Outcome::Done | Outcome::Sleep(_)) | Err(None) => WakeEnd::Gone,
+            Err(Some(Refusal::WrongState(state))) => WakeEnd::Refused { state },
+            Err(Some(refusal)) => WakeEnd::StillAsleep { why: refusal.to_string() },
+        }
+    }
+
+    /// The engine takes a sleep of its own back.
+    pub async fn engine_cancel(&self, id: WorkloadId, attempt: Attempt, why: CancelReason) {
+        let now = self.shared.rooms.clock.now();
+        // The sleep's own outcome tells what became of it.
+        drop(self.ask(id, Request::CancelSleep { why }, Some(attempt), now).await);
+    }
+
+    async fn engine_ask(
+        &self,
+        id: WorkloadId,
+        request: Request,
+        attempt: Attempt,
+        at: MonoTime,
+    ) -> Result<Outcome, Option<Refusal>> {
+        let asked = self.ask(id, request, Some(attempt), at).await.map_err(|_| None)?;
+        if let Answer::Refused(refusal) = asked.answer {
+            return Err(Some(refusal));
+        }
+        asked.outcome.await.map_err(|_| None)
+    }
+
+    /// Tells an instance's machine that a packet waits; coalesces, so a full inbox loses nothing that
+    /// the kernel does not repeat within a second.
+    pub fn knock(&self, id: WorkloadId) {
+        if let Ok(entry) = self.entry(id) {
+            drop(entry.inbox.try_send(Command::Knock));
+        }
+    }
+
+    /// Ids of instances that use an image, by digest.
+    #[must_use]
+    pub fn users_of(&self, digest: &str) -> Vec<WorkloadId> {
+        let registry = self.shared.registry();
+        let uses = |entry: &&Entry| entry.view.borrow().image_digest == digest;
+        registry.entries.values().filter(uses).map(|entry| entry.view.borrow().id).collect()
+    }
+
+    /// Lets go of every instance without touching it: outstanding steps finish, guests stay as they are.
+    pub async fn detach(&self) {
+        let entries: Vec<Entry> = self.shared.registry().entries.values().cloned().collect();
+        for entry in entries {
+            drop(entry.inbox.send(Command::Detach).await);
+        }
+        let mut tasks =
+            std::mem::take(&mut *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// Waits until an instance is in one of `states`, or gone when `deleted` says that this is wanted.
+    /// `None` means gone.
+    ///
+    /// # Errors
+    /// When the time is up; and as soon as it failed, or is gone without that being wanted.
+    pub async fn wait(
+        &self,
+        id: WorkloadId,
+        states: &[State],
+        deleted: bool,
+        limit: Duration,
+    ) -> Result<Option<InstanceView>, InstanceError> {
+        let mut view = self.watch(id)?;
+        let name = view.borrow().spec.name.clone();
+        let hopeless = |now: &InstanceView| now.state == State::Failed && !states.contains(&State::Failed) && !deleted;
+        let settled = |now: &InstanceView| states.contains(&now.state) || hopeless(now);
+        let found = tokio::time::timeout(limit, view.wait_for(settled)).await.map(|found| found.map(|v| v.clone()));
+        match found {
+            Ok(Ok(now)) if hopeless(&now) => {
+                Err(InstanceError::Failed { verb: "wait", name, why: now.reason })
+            }
+            Ok(Ok(now)) => Ok(Some(now)),
+            Ok(Err(_)) if deleted => Ok(None),
+            Ok(Err(_)) => Err(InstanceError::NotFound { key: name.to_string() }),
+            Err(_) => {
+                let state = self.view(id).map_or(State::Deleting, |now| now.state);
+                Err(InstanceError::WaitElapsed { name: name.to_string(), state, waited_secs: limit.as_secs() })
+            }
+        }
+    }
+
+    /// Where files are.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.shared.rooms.layout
+    }
+
+    /// Random bits, for names.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        u64::from_be_bytes(self.shared.rooms.random())
+    }
+
+    /// Bytes of host memory that an instance holds: the share of its VMM while there is one, after that
+    /// the blocks of its memory on tmpfs or the dirty pages of it on disk. Blocking.
+    #[must_use]
+    pub fn memory_held(&self, view: &InstanceView) -> Bytes {
+        crate::memory::held(&self.shared.rooms.layout.images(), view.id, view.pid)
+    }
+}

@@ -1,0 +1,561 @@
+//! The durable record of an instance: prost messages, and the conversion that checks every field.
+//! docs/compat.md says who reads what; tags are never reused.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dormouse_model::policy::{PolicySetting, RawPolicy};
+use dormouse_model::spec::Placement;
+use dormouse_model::{
+    Addresses, Bytes, FailReason, Fault, Generation, InstanceSpec, Kind, MacAddress, State, WallTime, WorkloadId,
+};
+
+use crate::machine::{self, BootId, Kept, Phase, ProcessIdentity, Readiness};
+use crate::memory::{GuestRam, Home, Sharing};
+use crate::view::{ExitInfo, InstanceView};
+
+/// Version of the body; newer ones are refused.
+pub const RECORD_VERSION: u8 = 1;
+
+/// The body of an instance's record.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InstanceRecord {
+    /// 16 bytes, big endian.
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: Vec<u8>,
+    /// What was asked for.
+    #[prost(message, optional, tag = "2")]
+    pub spec: Option<SpecRecord>,
+    /// Digest of the image.
+    #[prost(string, tag = "3")]
+    pub image_digest: String,
+    /// The phase of its life, by the name of the variant in lower case.
+    #[prost(string, tag = "4")]
+    pub phase: String,
+    /// Of the phase `failed`: why.
+    #[prost(message, optional, tag = "5")]
+    pub failure: Option<FailureRecord>,
+    /// 4 bytes.
+    #[prost(bytes = "vec", tag = "6")]
+    pub ipv4: Vec<u8>,
+    /// 16 bytes.
+    #[prost(bytes = "vec", tag = "7")]
+    pub ipv6: Vec<u8>,
+    /// 6 bytes.
+    #[prost(bytes = "vec", tag = "8")]
+    pub mac: Vec<u8>,
+    /// Where memory is.
+    #[prost(message, optional, tag = "9")]
+    pub memory: Option<MemoryRecord>,
+    /// Nanoseconds since 1970.
+    #[prost(uint64, tag = "10")]
+    pub created_at: u64,
+    /// Likewise; 0 for never.
+    #[prost(uint64, tag = "11")]
+    pub started_at: u64,
+    /// Likewise.
+    #[prost(uint64, tag = "12")]
+    pub state_changed_at: u64,
+    /// Of the phase `running`: the VMM.
+    #[prost(message, optional, tag = "13")]
+    pub process: Option<ProcessRecord>,
+    /// How the command ended.
+    #[prost(message, optional, tag = "14")]
+    pub exit: Option<ExitRecord>,
+    /// Removed once stopped.
+    #[prost(bool, tag = "15")]
+    pub auto_remove: bool,
+    /// Standbys since creation.
+    #[prost(uint64, tag = "16")]
+    pub standbys: u64,
+    /// Wakes since creation.
+    #[prost(uint64, tag = "17")]
+    pub wakes: u64,
+    /// User id of the VMM.
+    #[prost(uint32, tag = "18")]
+    pub uid: u32,
+    /// Of the phase `standby`: the image that a wake may load, once.
+    #[prost(message, optional, tag = "19")]
+    pub snapshot: Option<SnapshotRecord>,
+    /// Number of the newest memory image ever begun; never goes back.
+    #[prost(uint64, tag = "20")]
+    pub generation: u64,
+}
+
+impl dormouse_store::Record for InstanceRecord {
+    const KIND: dormouse_store::RecordKind = dormouse_store::RecordKind::Instance;
+    const VERSION: u8 = RECORD_VERSION;
+}
+
+/// What was asked for.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SpecRecord {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Image reference.
+    #[prost(string, tag = "2")]
+    pub image: String,
+    /// Processors.
+    #[prost(uint32, tag = "3")]
+    pub vcpus: u32,
+    /// Bytes of RAM.
+    #[prost(uint64, tag = "4")]
+    pub memory: u64,
+    /// Bytes of disk.
+    #[prost(uint64, tag = "5")]
+    pub disk: u64,
+    /// [`Placement::as_str`].
+    #[prost(string, tag = "6")]
+    pub placement: String,
+    /// Entry point.
+    #[prost(string, repeated, tag = "7")]
+    pub entrypoint: Vec<String>,
+    /// Command.
+    #[prost(string, repeated, tag = "8")]
+    pub command: Vec<String>,
+    /// Environment.
+    #[prost(btree_map = "string, string", tag = "9")]
+    pub environment: BTreeMap<String, String>,
+    /// Working directory.
+    #[prost(string, optional, tag = "10")]
+    pub working_directory: Option<String>,
+    /// User.
+    #[prost(string, optional, tag = "11")]
+    pub user: Option<String>,
+    /// Labels.
+    #[prost(btree_map = "string, string", tag = "12")]
+    pub labels: BTreeMap<String, String>,
+    /// Policy; unset for none.
+    #[prost(message, optional, tag = "13")]
+    pub policy: Option<PolicyRecord>,
+    /// Milliseconds.
+    #[prost(uint64, tag = "14")]
+    pub stop_timeout_millis: u64,
+}
+
+/// The standby policy as text, as a caller would write it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PolicyRecord {
+    /// On.
+    #[prost(bool, tag = "1")]
+    pub enabled: bool,
+    /// Such as `5m`.
+    #[prost(string, tag = "2")]
+    pub idle_timeout: String,
+    /// Prefixes.
+    #[prost(string, repeated, tag = "3")]
+    pub ignore_sources: Vec<String>,
+    /// Ports.
+    #[prost(uint32, repeated, tag = "4")]
+    pub ignore_ports: Vec<u32>,
+}
+
+/// Where memory is.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MemoryRecord {
+    /// [`Placement::as_str`], never `auto`.
+    #[prost(string, tag = "1")]
+    pub placement: String,
+    /// Bytes.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+    /// On disk, else on tmpfs.
+    #[prost(bool, tag = "3")]
+    pub on_disk: bool,
+    /// Mapped privately by the VMM, else shared.
+    #[prost(bool, tag = "4")]
+    pub private: bool,
+}
+
+/// Why an instance failed: [`FailReason`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FailureRecord {
+    /// The variant's name in lower case.
+    #[prost(string, tag = "1")]
+    pub kind: String,
+    /// Its text, where it has one.
+    #[prost(string, tag = "2")]
+    pub text: String,
+}
+
+/// A process told apart from every other: pid, start time and boot (proc(5), stat field 22).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ProcessRecord {
+    /// Process id.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// Clock ticks after boot at which it started.
+    #[prost(uint64, tag = "2")]
+    pub start_ticks: u64,
+    /// 16 bytes: the kernel's id of the boot.
+    #[prost(bytes = "vec", tag = "3")]
+    pub boot_id: Vec<u8>,
+    /// Whether the guest had said that it is ready.
+    #[prost(bool, tag = "4")]
+    pub ready: bool,
+}
+
+/// A saved memory image.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotRecord {
+    /// The generation that the state file and the memory file belong to.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    /// SHA-256 of the state file.
+    #[prost(bytes = "vec", tag = "2")]
+    pub state_sha256: Vec<u8>,
+    /// 16 bytes: the boot in which it was made.
+    #[prost(bytes = "vec", tag = "3")]
+    pub boot_id: Vec<u8>,
+    /// Inode of the memory file on tmpfs; 0 when the memory is on disk.
+    #[prost(uint64, tag = "4")]
+    pub resident_inode: u64,
+}
+
+/// How the command ended.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExitRecord {
+    /// Exit code.
+    #[prost(int32, optional, tag = "1")]
+    pub code: Option<i32>,
+    /// Signal.
+    #[prost(int32, optional, tag = "2")]
+    pub signal: Option<i32>,
+    /// In words.
+    #[prost(string, tag = "3")]
+    pub message: String,
+    /// Nanoseconds since 1970.
+    #[prost(uint64, tag = "4")]
+    pub at: u64,
+}
+
+/// A record whose fields contradict themselves. Its checksum was right: an older or newer program, or a
+/// defect, wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the record of an instance has an impossible {field}")]
+pub struct RecordError {
+    /// Which field.
+    pub field: &'static str,
+}
+
+impl Fault for RecordError {
+    fn kind(&self) -> Kind {
+        Kind::Corrupt
+    }
+    fn code(&self) -> &'static str {
+        "INSTANCE_RECORD"
+    }
+}
+
+/// Names a field in the error of its conversion.
+fn wrong<E>(field: &'static str) -> impl FnOnce(E) -> RecordError {
+    move |_| RecordError { field }
+}
+
+impl SpecRecord {
+    /// The record of `spec`.
+    #[must_use]
+    pub fn of(spec: &InstanceSpec) -> Self {
+        let policy = match &spec.standby {
+            PolicySetting::Missing => None,
+            PolicySetting::Disabled => Some(PolicyRecord::default()),
+            PolicySetting::Enabled(policy) => {
+                let raw = policy.to_raw();
+                Some(PolicyRecord {
+                    enabled: raw.enabled,
+                    idle_timeout: raw.idle_timeout,
+                    ignore_sources: raw.ignore_sources,
+                    ignore_ports: raw.ignore_ports,
+                })
+            }
+        };
+        Self {
+            name: spec.name.to_string(),
+            image: spec.image.clone(),
+            vcpus: spec.vcpus,
+            memory: spec.memory.0,
+            disk: spec.disk.0,
+            placement: spec.placement.as_str().to_owned(),
+            entrypoint: spec.entrypoint.clone(),
+            command: spec.command.clone(),
+            environment: spec.environment.clone(),
+            working_directory: spec.working_directory.clone(),
+            user: spec.user.clone(),
+            labels: spec.labels.clone(),
+            policy,
+            stop_timeout_millis: u64::try_from(spec.stop_timeout.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// The specification, checked as a new one would be.
+    ///
+    /// # Errors
+    /// The first impossible field.
+    pub fn to_spec(&self) -> Result<InstanceSpec, RecordError> {
+        let standby = match &self.policy {
+            None => PolicySetting::Missing,
+            Some(policy) => RawPolicy {
+                enabled: policy.enabled,
+                idle_timeout: policy.idle_timeout.clone(),
+                ignore_sources: policy.ignore_sources.clone(),
+                ignore_ports: policy.ignore_ports.clone(),
+            }
+            .normalise()
+            .map_err(wrong("policy"))?,
+        };
+        let spec = InstanceSpec {
+            name: self.name.parse().map_err(wrong("name"))?,
+            image: self.image.clone(),
+            vcpus: self.vcpus,
+            memory: Bytes(self.memory),
+            disk: Bytes(self.disk),
+            placement: self.placement.parse().map_err(wrong("placement"))?,
+            entrypoint: self.entrypoint.clone(),
+            command: self.command.clone(),
+            environment: self.environment.clone(),
+            working_directory: self.working_directory.clone(),
+            user: self.user.clone(),
+            labels: self.labels.clone(),
+            standby,
+            stop_timeout: Duration::from_millis(self.stop_timeout_millis),
+        };
+        spec.check().map_err(wrong("spec"))?;
+        Ok(spec)
+    }
+}
+
+impl MemoryRecord {
+    /// The record of `image`.
+    #[must_use]
+    pub fn of(image: &GuestRam) -> Self {
+        Self {
+            placement: image.placement.as_str().to_owned(),
+            size: image.size.0,
+            on_disk: image.home == Home::Disk,
+            private: image.sharing == Sharing::Private,
+        }
+    }
+
+    /// The image.
+    ///
+    /// # Errors
+    /// When the placement is unknown.
+    pub fn to_ram(&self) -> Result<GuestRam, RecordError> {
+        let placement: Placement = self.placement.parse().map_err(wrong("memory placement"))?;
+        Ok(GuestRam {
+            placement,
+            size: Bytes(self.size),
+            home: if self.on_disk { Home::Disk } else { Home::Tmpfs },
+            sharing: if self.private { Sharing::Private } else { Sharing::Shared },
+        })
+    }
+}
+
+/// Everything durable about an instance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Remembered {
+    /// What others see.
+    pub view: InstanceView,
+    /// User id of the VMM.
+    pub uid: u32,
+    /// The machine's part.
+    pub life: machine::Record,
+    /// SHA-256 of the state file of the newest image; empty before the first.
+    pub state_sha256: Vec<u8>,
+}
+
+fn boot_bytes(boot: BootId) -> Vec<u8> {
+    boot.0.to_be_bytes().to_vec()
+}
+
+fn boot_from(bytes: &[u8]) -> Result<BootId, RecordError> {
+    let bytes: [u8; 16] = bytes.try_into().map_err(wrong("boot id"))?;
+    Ok(BootId(u128::from_be_bytes(bytes)))
+}
+
+/// The name of a phase in a record.
+const fn phase_name(phase: &Phase) -> &'static str {
+    match phase {
+        Phase::Stopped => "stopped",
+        Phase::Starting => "starting",
+        Phase::Running { .. } => "running",
+        Phase::Standby { .. } => "standby",
+        Phase::Stopping => "stopping",
+        Phase::Failed { .. } => "failed",
+        Phase::Deleting => "deleting",
+    }
+}
+
+impl FailureRecord {
+    fn of(reason: &FailReason) -> Self {
+        let (kind, text) = match reason {
+            FailReason::ProcessEnded { how } => ("process_ended", how.clone()),
+            FailReason::StartFailed { why } => ("start_failed", why.clone()),
+            FailReason::WakeFailed { why } => ("wake_failed", why.clone()),
+            FailReason::HostRebooted => ("host_rebooted", String::new()),
+            FailReason::Inconsistent { what } => ("inconsistent", what.clone()),
+        };
+        Self { kind: kind.to_owned(), text }
+    }
+
+    fn to_reason(&self) -> Result<FailReason, RecordError> {
+        let text = self.text.clone();
+        match self.kind.as_str() {
+            "process_ended" => Ok(FailReason::ProcessEnded { how: text }),
+            "start_failed" => Ok(FailReason::StartFailed { why: text }),
+            "wake_failed" => Ok(FailReason::WakeFailed { why: text }),
+            "host_rebooted" => Ok(FailReason::HostRebooted),
+            "inconsistent" => Ok(FailReason::Inconsistent { what: text }),
+            _ => Err(RecordError { field: "failure" }),
+        }
+    }
+}
+
+/// The phase that a record speaks of.
+fn phase_from(record: &InstanceRecord) -> Result<Phase, RecordError> {
+    match record.phase.as_str() {
+        "stopped" => Ok(Phase::Stopped),
+        "starting" => Ok(Phase::Starting),
+        "running" => {
+            let process = record.process.as_ref().ok_or(RecordError { field: "process" })?;
+            let identity = ProcessIdentity {
+                pid: process.pid,
+                start_ticks: process.start_ticks,
+                boot: boot_from(&process.boot_id)?,
+            };
+            let readiness = if process.ready { Readiness::Ready } else { Readiness::Booting };
+            Ok(Phase::Running { process: identity, readiness })
+        }
+        "standby" => {
+            let snapshot = record.snapshot.as_ref().ok_or(RecordError { field: "snapshot" })?;
+            let kept = match snapshot.resident_inode {
+                0 => Kept::Spilled,
+                inode => Kept::Resident { inode },
+            };
+            let generation = Generation(snapshot.generation);
+            let boot = boot_from(&snapshot.boot_id)?;
+            Ok(Phase::Standby { image: machine::MemoryImage { generation, boot, kept } })
+        }
+        "stopping" => Ok(Phase::Stopping),
+        "failed" => {
+            let failure = record.failure.as_ref().ok_or(RecordError { field: "failure" })?;
+            Ok(Phase::Failed { reason: failure.to_reason()? })
+        }
+        "deleting" => Ok(Phase::Deleting),
+        _ => Err(RecordError { field: "phase" }),
+    }
+}
+
+impl Remembered {
+    /// The record's body.
+    #[must_use]
+    pub fn to_record(&self) -> InstanceRecord {
+        let view = &self.view;
+        let mut record = InstanceRecord {
+            id: view.id.bits().to_be_bytes().to_vec(),
+            spec: Some(SpecRecord::of(&view.spec)),
+            image_digest: view.image_digest.clone(),
+            phase: phase_name(&self.life.phase).to_owned(),
+            failure: None,
+            ipv4: view.addresses.ipv4.octets().to_vec(),
+            ipv6: view.addresses.ipv6.octets().to_vec(),
+            mac: view.addresses.mac.0.to_vec(),
+            memory: Some(MemoryRecord::of(&view.memory)),
+            created_at: view.created_at.unix_nanos(),
+            started_at: view.started_at.map_or(0, WallTime::unix_nanos),
+            state_changed_at: view.state_changed_at.unix_nanos(),
+            process: None,
+            exit: view.exit.as_ref().map(|exit| ExitRecord {
+                code: exit.code,
+                signal: exit.signal,
+                message: exit.message.clone(),
+                at: exit.at.unix_nanos(),
+            }),
+            auto_remove: view.auto_remove,
+            standbys: view.standbys,
+            wakes: view.wakes,
+            uid: self.uid,
+            snapshot: None,
+            generation: self.life.generation.0,
+        };
+        match &self.life.phase {
+            Phase::Running { process, readiness } => {
+                record.process = Some(ProcessRecord {
+                    pid: process.pid,
+                    start_ticks: process.start_ticks,
+                    boot_id: boot_bytes(process.boot),
+                    ready: *readiness == Readiness::Ready,
+                });
+            }
+            Phase::Standby { image } => {
+                record.snapshot = Some(SnapshotRecord {
+                    generation: image.generation.0,
+                    state_sha256: self.state_sha256.clone(),
+                    boot_id: boot_bytes(image.boot),
+                    resident_inode: match image.kept {
+                        Kept::Resident { inode } => inode,
+                        Kept::Spilled => 0,
+                    },
+                });
+            }
+            Phase::Failed { reason } => record.failure = Some(FailureRecord::of(reason)),
+            Phase::Stopped | Phase::Starting | Phase::Stopping | Phase::Deleting => {}
+        }
+        record
+    }
+
+    /// Reads a record's body, checking every field. The state of the view is the phase's until the
+    /// machine has looked at the host.
+    ///
+    /// # Errors
+    /// The first impossible field.
+    pub fn from_record(record: InstanceRecord) -> Result<Self, RecordError> {
+        let id: [u8; 16] = record.id.as_slice().try_into().map_err(wrong("id"))?;
+        let ipv4: [u8; 4] = record.ipv4.as_slice().try_into().map_err(wrong("ipv4"))?;
+        let ipv6: [u8; 16] = record.ipv6.as_slice().try_into().map_err(wrong("ipv6"))?;
+        let mac: [u8; 6] = record.mac.as_slice().try_into().map_err(wrong("mac"))?;
+        let phase = phase_from(&record)?;
+        let (state, reason) = match &phase {
+            Phase::Stopped => (State::Stopped, String::new()),
+            Phase::Starting => (State::Starting, String::new()),
+            Phase::Running { readiness: Readiness::Ready, .. } => (State::Running, String::new()),
+            Phase::Running { readiness: Readiness::Booting, .. } => (State::Initializing, String::new()),
+            Phase::Standby { .. } => (State::Standby, String::new()),
+            Phase::Stopping => (State::Stopping, String::new()),
+            Phase::Failed { reason } => (State::Failed, reason.to_string()),
+            Phase::Deleting => (State::Deleting, String::new()),
+        };
+        let life = machine::Record { phase, generation: Generation(record.generation) };
+        let view = InstanceView {
+            id: WorkloadId::from_bits(u128::from_be_bytes(id)),
+            spec: record.spec.as_ref().ok_or(RecordError { field: "spec" })?.to_spec()?,
+            image_digest: record.image_digest,
+            state,
+            reason,
+            addresses: Addresses { ipv4: ipv4.into(), ipv6: ipv6.into(), mac: MacAddress(mac) },
+            memory: record.memory.ok_or(RecordError { field: "memory" })?.to_ram()?,
+            generation: life.generation,
+            created_at: WallTime::from_unix_nanos(record.created_at),
+            started_at: (record.started_at > 0).then(|| WallTime::from_unix_nanos(record.started_at)),
+            state_changed_at: WallTime::from_unix_nanos(record.state_changed_at),
+            last_wake: None,
+            last_standby: None,
+            last_commit: None,
+            pid: record.process.as_ref().map(|process| process.pid),
+            exit: record.exit.map(|exit| ExitInfo {
+                code: exit.code,
+                signal: exit.signal,
+                message: exit.message,
+                at: WallTime::from_unix_nanos(exit.at),
+            }),
+            agent_ready: record.process.as_ref().is_some_and(|process| process.ready),
+            auto_remove: record.auto_remove,
+            standbys: record.standbys,
+            wakes: record.wakes,
+            revision: 0,
+        };
+        let state_sha256 = record.snapshot.map(|snapshot| snapshot.state_sha256).unwrap_or_default();
+        Ok(Self { view, uid: record.uid, life, state_sha256 })
+    }
+}

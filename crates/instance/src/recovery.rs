@@ -1,0 +1,113 @@
+//! Looking at the host for what a record speaks of, when a daemon starts. Gathers facts and handles;
+//! `adoption` decides.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_hypervisor::{Adopted, Deadline, ProcessRecord};
+use dormouse_model::Generation;
+use dormouse_model::error::chain;
+use dormouse_network::Expected;
+
+use crate::adoption::{Facts, Presence};
+use crate::machine::{Phase, ProcessIdentity};
+use crate::memory::Home;
+use crate::record::Remembered;
+use crate::rooms::Rooms;
+use crate::steps::{Parts, boot_of};
+
+/// How long a VMM of an earlier daemon may take to answer.
+const ADOPTION: Duration = Duration::from_secs(5);
+
+/// What was found for one record.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) facts: Facts,
+    pub(crate) parts: Parts,
+}
+
+/// Looks at the host. What cannot be looked at counts as not there, except a process: one that lives
+/// and does not answer is still ours, and is ended through its group.
+pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
+    let id = remembered.view.id;
+    let boot_text = dormouse_sys::clock::boot_id().unwrap_or_default();
+    let mut parts = Parts::default();
+    let mut start_ticks_at_pid = None;
+    if let Phase::Running { process, .. } = &remembered.life.phase {
+        start_ticks_at_pid = dormouse_sys::clock::process_start_ticks(process.pid).ok();
+        parts.vm = adopt(rooms, remembered, *process, &boot_text).await;
+        if parts.vm.is_none() {
+            start_ticks_at_pid = None;
+        }
+    }
+    let expected = if parts.vm.is_some() { Expected::Open { tap: None } } else { Expected::Parked };
+    if has_link(&remembered.life.phase) {
+        match rooms.network.adopt(id, remembered.view.addresses, expected).await {
+            Ok(adopted) => parts.link = Some(adopted.link),
+            Err(error) => tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted"),
+        }
+    }
+    let files = rooms.layout.images();
+    let generation = match &remembered.life.phase {
+        Phase::Standby { image } => image.generation,
+        Phase::Stopped
+        | Phase::Starting
+        | Phase::Running { .. }
+        | Phase::Stopping
+        | Phase::Failed { .. }
+        | Phase::Deleting => Generation(0),
+    };
+    let facts = Facts {
+        boot: boot_of(&boot_text),
+        start_ticks_at_pid,
+        resident_inode: inode(&files.path(id, Home::Tmpfs)),
+        spilled: if files.path(id, Home::Disk).is_file() { Presence::Present } else { Presence::Absent },
+        device_state: rooms.layout.state_file(id, generation.0).is_file().then_some(generation),
+    };
+    Found { facts, parts }
+}
+
+/// Whether a record's phase comes with a link.
+const fn has_link(phase: &Phase) -> bool {
+    match phase {
+        Phase::Running { .. } | Phase::Standby { .. } => true,
+        Phase::Stopped | Phase::Starting | Phase::Stopping | Phase::Failed { .. } | Phase::Deleting => false,
+    }
+}
+
+async fn adopt(
+    rooms: &Rooms,
+    remembered: &Remembered,
+    process: ProcessIdentity,
+    boot_text: &str,
+) -> Option<Arc<dyn dormouse_hypervisor::Vm>> {
+    let id = remembered.view.id;
+    if process.boot != boot_of(boot_text) {
+        return None;
+    }
+    let record = ProcessRecord {
+        identity: dormouse_hypervisor::ProcessIdentity {
+            pid: process.pid,
+            start_ticks: process.start_ticks,
+            boot_id: boot_text.to_owned(),
+        },
+        control: rooms.layout.control_socket(id),
+    };
+    match rooms.driver.adopt(&record, Deadline::now() + ADOPTION).await {
+        Ok(Adopted::Live(vm)) => Some(Arc::from(vm)),
+        Ok(Adopted::Gone(gone)) => {
+            tracing::info!(instance_id = %id, pid = process.pid, %gone, "recorded process");
+            None
+        }
+        Err(error) => {
+            tracing::error!(instance_id = %id, error = %chain(&error), "process not adopted");
+            None
+        }
+    }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|meta| meta.ino())
+}

@@ -1,0 +1,378 @@
+//! The deeds: one function a step of the lifecycle machine's plans. Each is idempotent, works on clones
+//! of the task's handles, and tells what changed; the task takes that over.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use dormouse_guest::Message;
+use dormouse_hypervisor::{ExitReason, Vm};
+use dormouse_model::error::chain;
+use dormouse_model::{Attempt, Fault, Kind};
+use dormouse_network::{Link, LinkCounters};
+
+use crate::agent::AgentHandle;
+use crate::machine::{BootId, Done, Exit, MemoryImage, ProcessIdentity, Record, Step, StepFailure};
+use crate::memory::{GuestRam, Home, Spill, SpillEnd};
+use crate::record::{InstanceRecord, Remembered};
+use crate::rooms::Rooms;
+
+mod machine_parts;
+mod sleep;
+
+/// Everything of an instance that is not durable. Clones share.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Parts {
+    /// The live VMM.
+    pub(crate) vm: Option<Arc<dyn Vm>>,
+    /// The link.
+    pub(crate) link: Option<Link>,
+    /// The tap made for the next VMM.
+    pub(crate) tap: Option<Arc<OwnedFd>>,
+    /// What the link had counted when it was last drained.
+    pub(crate) drained: Option<LinkCounters>,
+    /// The agent.
+    pub(crate) agent: Option<AgentHandle>,
+}
+
+/// What a step made or dropped, for the task to take over.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// Nothing.
+    Nothing,
+    /// The link was made or removed.
+    Link(Option<Link>),
+    /// A tap was made or dropped.
+    Tap(Option<OwnedFd>),
+    /// The link is empty at this count.
+    Drained(LinkCounters),
+    /// A VMM boots the guest.
+    Started {
+        /// Its handle.
+        vm: Arc<dyn Vm>,
+        /// Its RAM.
+        ram: GuestRam,
+    },
+    /// A VMM has loaded the guest.
+    Restored {
+        /// Its handle.
+        vm: Arc<dyn Vm>,
+        /// Its RAM.
+        ram: GuestRam,
+    },
+    /// Device state was saved.
+    Saved {
+        /// Hash of the state file.
+        state_sha256: Vec<u8>,
+    },
+    /// No process is left.
+    LetGo,
+    /// RAM moved.
+    Ram(GuestRam),
+}
+
+/// How a step went.
+#[derive(Debug)]
+pub(crate) struct StepReport {
+    pub(crate) number: Attempt,
+    pub(crate) step: Step,
+    pub(crate) outcome: Result<(Done, Change), StepFailure>,
+    pub(crate) took: Duration,
+}
+
+/// What a step works on.
+pub(crate) struct StepContext {
+    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) remembered: Remembered,
+    pub(crate) parts: Parts,
+    pub(crate) cut: Arc<AtomicBool>,
+}
+
+/// Most time between a question to a guest's agent after a wake and its answer.
+const GREET_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Most time for a tap's queue to be taken by the guest.
+const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
+
+/// A failure with its causes: lasting when trying again cannot help.
+pub(crate) fn failure(error: &dyn Fault) -> StepFailure {
+    let why = chain(error);
+    match error.kind() {
+        Kind::Invalid | Kind::NotFound | Kind::Unsupported | Kind::Corrupt | Kind::Denied | Kind::Bug => {
+            StepFailure::Lasting { why }
+        }
+        Kind::Exists
+        | Kind::WrongState
+        | Kind::Conflict
+        | Kind::Exhausted
+        | Kind::Unavailable
+        | Kind::Timeout
+        | Kind::Cancelled => StepFailure::Passing { why },
+    }
+}
+
+/// A failure of a file operation.
+pub(crate) fn file_failure(doing: &str, path: &Path, error: &io::Error) -> StepFailure {
+    StepFailure::Passing { why: format!("{doing} {}: {error}", path.display()) }
+}
+
+fn missing(what: &str) -> StepFailure {
+    StepFailure::Lasting { why: format!("there is no {what}") }
+}
+
+type Outcome = Result<(Done, Change), StepFailure>;
+
+const PLAIN: Outcome = Ok((Done::Plain, Change::Nothing));
+
+impl StepContext {
+    /// Runs `step`.
+    pub(crate) async fn run(self, step: Step) -> Outcome {
+        match step {
+            Step::Write(record) => self.write(record).await,
+            Step::PrepareDisks => self.prepare_disks().await,
+            Step::AttachLink => self.attach_link().await,
+            Step::MakeTap => self.make_tap().await,
+            Step::Launch => self.launch().await,
+            Step::Open => self.link()?.open().await.map(plain).map_err(|e| failure(&e)),
+            Step::Shut => self.link()?.shut().await.map(plain).map_err(|e| failure(&e)),
+            Step::Drain => self.drain().await,
+            Step::Prove => self.prove().await,
+            Step::Pause => self.vm()?.pause().await.map(plain).map_err(|e| failure(&e)),
+            Step::Save { generation } => self.save(generation).await,
+            Step::LetGo | Step::EndProcess => self.end_process().await,
+            Step::Spill { image } => self.spill(image).await,
+            Step::DropResident => self.drop_resident().await,
+            Step::Restore { image } => self.restore(image).await,
+            Step::Resume => self.vm()?.resume().await.map(plain).map_err(|e| failure(&e)),
+            Step::Greet => self.greet().await,
+            Step::Shutdown { grace } => self.shutdown(grace).await,
+            Step::ReleaseLink => self.release_link().await,
+            Step::DropMemory => self.drop_memory().await,
+            Step::RemoveFiles => self.remove_files().await,
+            Step::RemoveRecord => self.remove_record().await,
+            // The registry gives them back when the task has ended.
+            Step::FreeAddresses => PLAIN,
+        }
+    }
+
+    pub(crate) fn vm(&self) -> Result<&Arc<dyn Vm>, StepFailure> {
+        self.parts.vm.as_ref().ok_or_else(|| missing("process"))
+    }
+
+    fn link(&self) -> Result<&Link, StepFailure> {
+        self.parts.link.as_ref().ok_or_else(|| missing("link"))
+    }
+
+    async fn write(mut self, record: Record) -> Outcome {
+        self.remembered.life = record;
+        let id = self.remembered.view.id;
+        self.rooms
+            .store
+            .put(id, &self.remembered.to_record())
+            .await
+            .map(plain)
+            .map_err(|error| failure(&error))
+    }
+
+    async fn remove_record(self) -> Outcome {
+        self.rooms
+            .store
+            .delete::<InstanceRecord>(self.remembered.view.id)
+            .await
+            .map(plain)
+            .map_err(|error| failure(&error))
+    }
+
+    async fn attach_link(self) -> Outcome {
+        if self.parts.link.is_some() {
+            return PLAIN;
+        }
+        let view = &self.remembered.view;
+        let link =
+            self.rooms.network.attach(view.id, view.addresses).await.map_err(|error| failure(&error))?;
+        Ok((Done::Plain, Change::Link(Some(link))))
+    }
+
+    async fn make_tap(self) -> Outcome {
+        let tap = self.link()?.make_tap().await.map_err(|error| failure(&error))?;
+        Ok((Done::Plain, Change::Tap(Some(tap))))
+    }
+
+    async fn drain(self) -> Outcome {
+        let counters = self.link()?.drained(DRAIN_DEADLINE).await.map_err(|error| failure(&error))?;
+        Ok((Done::Plain, Change::Drained(counters)))
+    }
+
+    async fn prove(self) -> Outcome {
+        let counters = match self.parts.drained {
+            Some(counters) => counters,
+            None => self.link()?.counters().await.map_err(|error| failure(&error))?,
+        };
+        match self.rooms.proof.nothing_arrived(self.remembered.view.id, counters).await {
+            Ok(true) => PLAIN,
+            Ok(false) => Ok((Done::Traffic, Change::Nothing)),
+            Err(why) => Err(StepFailure::Passing { why }),
+        }
+    }
+
+    async fn greet(self) -> Outcome {
+        let Some(agent) = &self.parts.agent else { return Err(missing("agent")) };
+        let passing = |why| StepFailure::Passing { why };
+        // The task of the agent fills the time in when the message goes out.
+        agent.ask(Message::ClockSet { unix_nanos: 0 }, GREET_DEADLINE).await.map_err(passing)?;
+        let seed = self.rooms.random();
+        agent.ask(Message::Reseed { seed }, GREET_DEADLINE).await.map_err(passing)?;
+        PLAIN
+    }
+
+    async fn shutdown(self, grace: Duration) -> Outcome {
+        let (Some(vm), Some(agent)) = (&self.parts.vm, &self.parts.agent) else { return PLAIN };
+        let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        agent.tell(Message::Shutdown { grace_millis }).await;
+        // A guest that ends in time is all that is wished; the kill comes next in any case. The
+        // agent needs a moment beyond the grace to kill what is left and power off.
+        drop(tokio::time::timeout(grace + Duration::from_secs(2), vm.exited()).await);
+        PLAIN
+    }
+
+    async fn release_link(self) -> Outcome {
+        let id = self.remembered.view.id;
+        // Without a handle there was no record of a link: the sweep at start took what was left.
+        let link = self.parts.link.clone().or_else(|| self.rooms.network.link(id));
+        if let Some(link) = link {
+            link.remove().await.map_err(|error| failure(&error))?;
+        }
+        Ok((Done::Plain, Change::Link(None)))
+    }
+
+    async fn drop_memory(self) -> Outcome {
+        let id = self.remembered.view.id;
+        let files = self.rooms.layout.images();
+        let folder = self.rooms.layout.instance(id);
+        blocking(move || {
+            for home in [Home::Tmpfs, Home::Disk] {
+                files.drop_image(id, home).map_err(|error| failure(&error))?;
+            }
+            remove_matching(&folder, |name| name.starts_with("state.") || name.starts_with("memory.ram"))
+        })
+        .await
+    }
+
+    async fn remove_files(self) -> Outcome {
+        let id = self.remembered.view.id;
+        let folders = [self.rooms.layout.instance(id), self.rooms.layout.sockets(id)];
+        let group = self.rooms.cgroups.group(&id.mark()).map_err(|error| failure(&error))?;
+        // Without a reason to be busy: every process of the group was waited for.
+        group.remove(1, |_| ()).map_err(|error| failure(&error))?;
+        blocking(move || {
+            for folder in &folders {
+                match fs::remove_dir_all(folder) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(file_failure("removing", folder, &error)),
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn spill(self, image: MemoryImage) -> Outcome {
+        let id = self.remembered.view.id;
+        let files = self.rooms.layout.images();
+        let (uid, cut) = (self.remembered.uid, Arc::clone(&self.cut));
+        let ram = self.remembered.view.memory;
+        let end = tokio::task::spawn_blocking(move || Spill { files: &files, id, uid, cancelled: &cut }.run())
+            .await
+            .map_err(|error| StepFailure::Passing { why: error.to_string() })?
+            .map_err(|error| failure(&error))?;
+        match end {
+            SpillEnd::Durable { copied } => {
+                metrics::counter!(crate::metrics::SPILLED_BYTES).increment(copied.0);
+                let image = MemoryImage { kept: crate::machine::Kept::Spilled, ..image };
+                Ok((Done::Image(image), Change::Ram(GuestRam { home: Home::Disk, ..ram })))
+            }
+            SpillEnd::Cancelled => Err(StepFailure::Passing { why: "a wake wanted the memory".to_owned() }),
+        }
+    }
+
+    async fn drop_resident(self) -> Outcome {
+        let id = self.remembered.view.id;
+        let files = self.rooms.layout.images();
+        blocking(move || files.drop_image(id, Home::Tmpfs).map_err(|error| failure(&error))).await
+    }
+}
+
+fn plain<T>(_value: T) -> (Done, Change) {
+    (Done::Plain, Change::Nothing)
+}
+
+/// Runs file work on the blocking pool.
+pub(crate) async fn blocking(
+    work: impl FnOnce() -> Result<(), StepFailure> + Send + 'static,
+) -> Outcome {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| StepFailure::Passing { why: error.to_string() })?
+        .map(plain)
+}
+
+/// Removes the files of `folder` whose names match; a folder that is gone has none.
+fn remove_matching(folder: &Path, matches: impl Fn(&str) -> bool) -> Result<(), StepFailure> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(file_failure("listing", folder, &error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|error| file_failure("listing", folder, &error))?.path();
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(&matches) {
+            fs::remove_file(&path).map_err(|error| file_failure("removing", &path, &error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a file for appending that only its owner reads.
+pub(crate) fn open_log(path: &Path) -> Result<File, StepFailure> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(path)
+        .map_err(|error| file_failure("opening", path, &error))
+}
+
+/// Gives `path` to a VMM's user.
+pub(crate) fn give(path: &Path, uid: u32) -> Result<(), StepFailure> {
+    chown(path, Some(uid), Some(uid)).map_err(|error| file_failure("giving away", path, &error))
+}
+
+/// The identity of a process in the machine's words.
+pub(crate) fn identity_of(process: &dormouse_hypervisor::ProcessIdentity) -> ProcessIdentity {
+    ProcessIdentity { pid: process.pid, start_ticks: process.start_ticks, boot: boot_of(&process.boot_id) }
+}
+
+/// A boot id's bits: the kernel writes it as a UUID.
+pub(crate) fn boot_of(text: &str) -> BootId {
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    BootId(u128::from_str_radix(&digits, 16).unwrap_or(0))
+}
+
+/// The end of a process in the machine's words.
+pub(crate) fn exit_of(reason: &ExitReason) -> Exit {
+    match reason {
+        ExitReason::GuestPoweredOff => Exit::PoweredOff,
+        ExitReason::GuestRebooted
+        | ExitReason::GuestPanicked
+        | ExitReason::Asked
+        | ExitReason::Signal(_)
+        | ExitReason::Code(_)
+        | ExitReason::Unknown => Exit::Ended { how: reason.to_string() },
+    }
+}

@@ -1,0 +1,212 @@
+//! Putting a VMM together: disks, descriptors, launch, restore, and its end.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use dormouse_hypervisor::{BootPart, Deadline, DiskPart, LaunchSpec, Parts, RamPart, SocketPart};
+use dormouse_model::Generation;
+use dormouse_sys::pidfd::PidFd;
+use dormouse_sys::spawn::Identity;
+use nix::sys::signal::Signal;
+
+use super::{Change, Outcome, StepContext, blocking, failure, file_failure, give, missing, open_log};
+use crate::agent::{DISK_SERIAL, ROOT_SERIAL};
+use crate::machine::{Done, Kept, MemoryImage, StepFailure};
+use crate::memory::{GuestRam, Home, Sharing};
+
+/// Most time for a process to launch or to load a guest.
+const PROCESS: std::time::Duration = std::time::Duration::from_secs(55);
+
+/// How often, and after which pause, a group is looked at until its killed processes are gone.
+const EMPTY_TRIES: u32 = 200;
+const EMPTY_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
+impl StepContext {
+    /// Makes the folders and the writable disk; a disk that exists is kept.
+    pub(super) async fn prepare_disks(self) -> Outcome {
+        let id = self.remembered.view.id;
+        let layout = self.rooms.layout.clone();
+        let (uid, size) = (self.remembered.uid, self.remembered.view.spec.disk);
+        blocking(move || {
+            for folder in [layout.instance(id), layout.sockets(id)] {
+                fs::create_dir_all(&folder).map_err(|error| file_failure("making", &folder, &error))?;
+            }
+            let disk = layout.disk(id);
+            if !disk.is_file() {
+                dormouse_image::disk::create_empty(&disk, size).map_err(|error| failure(&error))?;
+            }
+            give(&disk, uid)
+        })
+        .await
+    }
+
+    /// Boots the guest in a new process.
+    pub(super) async fn launch(self) -> Outcome {
+        let view = &self.remembered.view;
+        let ram = GuestRam::fresh(view.memory.placement, view.memory.size);
+        let files = self.rooms.layout.images();
+        let (id, uid) = (view.id, self.remembered.uid);
+        let file = tokio::task::spawn_blocking(move || files.create(id, &ram, uid))
+            .await
+            .map_err(|error| StepFailure::Passing { why: error.to_string() })?
+            .map_err(|error| failure(&error))?;
+        let boot = self.rooms.boot.as_ref().map_err(|why| StepFailure::Lasting { why: why.clone() })?;
+        let mut parts = self.parts(file, ram)?;
+        parts.boot = Some(BootPart {
+            kernel: open(&boot.kernel)?,
+            initrd: Some(open(&boot.initrd)?),
+            command_line: boot.command_line.clone(),
+        });
+        let vm = self
+            .rooms
+            .driver
+            .launch(&self.machine(), parts, Deadline::now() + PROCESS)
+            .await
+            .map_err(|error| failure(&error))?;
+        let vm = Arc::from(vm);
+        Ok((Done::Process(super::identity_of(process(&vm))), Change::Started { vm, ram }))
+    }
+
+    /// Loads `image` into a new process; the guest stays paused.
+    pub(super) async fn restore(self, image: MemoryImage) -> Outcome {
+        let view = &self.remembered.view;
+        let home = match image.kept {
+            Kept::Resident { .. } => Home::Tmpfs,
+            Kept::Spilled => Home::Disk,
+        };
+        let ram = GuestRam { home, ..view.memory }.woken();
+        let state = self.trusted_state(image.generation)?;
+        let files = self.rooms.layout.images();
+        let id = view.id;
+        let file = tokio::task::spawn_blocking(move || files.open(id, &ram))
+            .await
+            .map_err(|error| StepFailure::Passing { why: error.to_string() })?
+            .map_err(|error| failure(&error))?;
+        let parts = self.parts(file, ram)?;
+        let vm = self
+            .rooms
+            .driver
+            .restore(&self.machine(), parts, state, Deadline::now() + PROCESS)
+            .await
+            .map_err(|error| failure(&error))?;
+        let vm = Arc::from(vm);
+        Ok((Done::Process(super::identity_of(process(&vm))), Change::Restored { vm, ram }))
+    }
+
+    /// The state file of a generation, if its hash is the recorded one.
+    fn trusted_state(&self, generation: Generation) -> Result<OwnedFd, StepFailure> {
+        let path = self.rooms.layout.state_file(self.remembered.view.id, generation.0);
+        let found = super::sleep::hash(&path)?;
+        if found != self.remembered.state_sha256 {
+            let why = format!("{} is not what was saved: its hash differs from the record", path.display());
+            return Err(StepFailure::Lasting { why });
+        }
+        open(&path)
+    }
+
+    fn machine(&self) -> LaunchSpec {
+        let view = &self.remembered.view;
+        LaunchSpec { id: view.id, vcpus: view.spec.vcpus, mac: Some(view.addresses.mac) }
+    }
+
+    /// The descriptors of a VMM over the RAM in `file`.
+    fn parts(&self, file: File, ram: GuestRam) -> Result<Parts, StepFailure> {
+        let view = &self.remembered.view;
+        let (layout, id, uid) = (&self.rooms.layout, view.id, self.remembered.uid);
+        let tap = self.parts.tap.as_ref().ok_or_else(|| missing("tap"))?;
+        let tap = tap.try_clone().map_err(|error| file_failure("duplicating", Path::new("tap"), &error))?;
+        let sharing = match ram.sharing {
+            Sharing::Shared => dormouse_hypervisor::Sharing::Shared,
+            Sharing::Private => dormouse_hypervisor::Sharing::Private,
+        };
+        let root = self.rooms.images.root_file_system(&view.image_digest);
+        let group = self.rooms.cgroups.group(&id.mark()).map_err(|error| failure(&error))?;
+        let entrance = group.entrance().map_err(|error| failure(&error))?;
+        Ok(Parts {
+            ram: RamPart { file: file.into(), size: ram.size, sharing },
+            boot: None,
+            disks: vec![
+                DiskPart { file: open(&root)?, readonly: true, serial: ROOT_SERIAL.to_owned() },
+                DiskPart { file: open_writable(&layout.disk(id))?, readonly: false, serial: DISK_SERIAL.to_owned() },
+            ],
+            tap: Some(tap),
+            control: listen(&layout.control_socket(id))?,
+            agent: listen(&layout.agent_socket(id))?,
+            console: open_log(&layout.console_log(id))?.into(),
+            log: open_log(&layout.vmm_log(id))?.into(),
+            identity: Some(Identity { uid, gid: uid }),
+            cgroups: vec![entrance.into()],
+        })
+    }
+
+    /// Ends the process and drops the tap. Whatever else sits in the instance's group is ended too:
+    /// a launch that was cut short may have left a process that nobody has a handle of.
+    pub(super) async fn end_process(self) -> Outcome {
+        if let Some(vm) = &self.parts.vm {
+            vm.kill().await.map_err(|error| failure(&error))?;
+        }
+        let group =
+            self.rooms.cgroups.group(&self.remembered.view.id.mark()).map_err(|error| failure(&error))?;
+        let members = group.members().map_err(|error| failure(&error))?;
+        if !members.is_empty() {
+            end_members(&group, &members).await?;
+        }
+        if let Some(link) = &self.parts.link {
+            link.drop_tap().await.map_err(|error| failure(&error))?;
+        }
+        Ok((Done::Plain, Change::LetGo))
+    }
+}
+
+fn process(vm: &Arc<dyn dormouse_hypervisor::Vm>) -> &dormouse_hypervisor::ProcessIdentity {
+    vm.process()
+}
+
+fn open(path: &Path) -> Result<OwnedFd, StepFailure> {
+    File::open(path).map(OwnedFd::from).map_err(|error| file_failure("opening", path, &error))
+}
+
+fn open_writable(path: &Path) -> Result<OwnedFd, StepFailure> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|error| file_failure("opening", path, &error))
+}
+
+/// Binds a socket for a VMM to listen on; replaces one that an earlier VMM left.
+fn listen(path: &Path) -> Result<SocketPart, StepFailure> {
+    match fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(file_failure("removing", path, &error)),
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|error| file_failure("making", folder, &error))?;
+    }
+    let listener = UnixListener::bind(path).map_err(|error| file_failure("binding", path, &error))?;
+    Ok(SocketPart { listener: listener.into(), path: path.to_owned() })
+}
+
+
+/// Ends the processes of a group by descriptor, and waits until it is empty.
+async fn end_members(group: &dormouse_cgroup::Group, members: &[i32]) -> Result<(), StepFailure> {
+    for pid in members.iter().filter_map(|pid| u32::try_from(*pid).ok()) {
+        // Gone meanwhile is what is wanted.
+        if let Ok(process) = PidFd::open(pid) {
+            drop(process.signal(Signal::SIGKILL));
+        }
+    }
+    for _ in 0..EMPTY_TRIES {
+        if group.members().map_err(|error| failure(&error))?.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(EMPTY_PAUSE).await;
+    }
+    Err(StepFailure::Passing { why: format!("processes are left in {}", group.path().display()) })
+}

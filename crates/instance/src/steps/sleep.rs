@@ -1,0 +1,113 @@
+//! Saving a guest: device state, and the pages that a private mapping dirtied.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use dormouse_hypervisor::ProcessIdentity;
+use dormouse_hypervisor::memory::write_back_private;
+use dormouse_model::{Generation, WorkloadId};
+use sha2::{Digest, Sha256};
+
+use super::{Change, Outcome, StepContext, failure, file_failure};
+use crate::machine::{Done, Kept, MemoryImage, StepFailure};
+use crate::memory::{GuestRam, Home, ImageFiles};
+
+impl StepContext {
+    /// Saves device state as `generation` and makes it durable. Memory is not copied: a shared mapping
+    /// is the file already, and of a private one only the pages dirtied since the wake are written.
+    pub(super) async fn save(self, generation: Generation) -> Outcome {
+        let id = self.remembered.view.id;
+        let vm = self.vm()?;
+        let path = self.rooms.layout.state_file(id, generation.0);
+        let file = new_state_file(&path)?;
+        let handle = file.try_clone().map_err(|error| file_failure("duplicating", &path, &error))?;
+        vm.snapshot(OwnedFd::from(handle)).await.map_err(|error| failure(&error))?;
+        self.still_untouched().await?;
+        let process = vm.process().clone();
+        let boot = super::boot_of(&process.boot_id);
+        let ram = self.remembered.view.memory;
+        let files = self.rooms.layout.images();
+        let saved = tokio::task::spawn_blocking(move || {
+            if ram.writes_back() {
+                write_back(&process, &files, id, &ram)?;
+            }
+            let kept = kept(&files, id, &ram)?;
+            file.sync_data().map_err(|error| file_failure("syncing", &path, &error))?;
+            let state_sha256 = hash(&path)?;
+            Ok::<_, StepFailure>((kept, state_sha256))
+        })
+        .await
+        .map_err(|error| StepFailure::Passing { why: error.to_string() })?;
+        let (kept, state_sha256) = saved?;
+        let image = MemoryImage { generation, boot, kept };
+        Ok((Done::Image(image), Change::Saved { state_sha256 }))
+    }
+}
+
+impl StepContext {
+    /// A process of the host that was preempted between asking for a route and sending may have reached
+    /// the tap after it was drained, and what is in the tap's queue goes with the tap: so it is looked at
+    /// again now that the guest has stopped, before anything is final.
+    async fn still_untouched(&self) -> Result<(), StepFailure> {
+        let (Some(link), Some(drained)) = (&self.parts.link, &self.parts.drained) else { return Ok(()) };
+        match link.untouched_since(drained).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StepFailure::Passing { why: "a packet came while the guest stopped".to_owned() }),
+            Err(error) => Err(failure(&error)),
+        }
+    }
+}
+
+/// The empty file of a new generation: a leftover of an abandoned sleep is replaced.
+fn new_state_file(path: &Path) -> Result<File, StepFailure> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| file_failure("making", path, &error))
+}
+
+/// Writes what the guest dirtied since its wake into its file, in place: that wake consumed the image
+/// that the file was, so nothing is lost if this is cut short, and the process still has every page.
+fn write_back(
+    process: &ProcessIdentity,
+    files: &ImageFiles,
+    id: WorkloadId,
+    ram: &GuestRam,
+) -> Result<(), StepFailure> {
+    let file = files.open(id, ram).map_err(|error| failure(&error))?;
+    let written =
+        write_back_private(process, file.as_fd(), ram.size).map_err(|error| failure(&error))?;
+    metrics::counter!(crate::metrics::WRITTEN_BACK_BYTES).increment(written.bytes);
+    tracing::debug!(instance_id = %id, ranges = written.ranges, bytes = written.bytes, "pages written back");
+    Ok(())
+}
+
+fn kept(
+    files: &ImageFiles,
+    id: WorkloadId,
+    ram: &GuestRam,
+) -> Result<Kept, StepFailure> {
+    match ram.home {
+        Home::Disk => Ok(Kept::Spilled),
+        Home::Tmpfs => {
+            let path = files.path(id, Home::Tmpfs);
+            let meta = std::fs::metadata(&path).map_err(|error| file_failure("looking at", &path, &error))?;
+            Ok(Kept::Resident { inode: meta.ino() })
+        }
+    }
+}
+
+/// The SHA-256 of a file of a few hundred kilobytes.
+pub(super) fn hash(path: &Path) -> Result<Vec<u8>, StepFailure> {
+    let fail = |error| file_failure("reading", path, &error);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(fail)?.read_to_end(&mut bytes).map_err(fail)?;
+    Ok(Sha256::digest(&bytes).to_vec())
+}

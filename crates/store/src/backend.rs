@@ -1,0 +1,59 @@
+//! The port that a [`crate::Store`] is put on: bytes by kind and key, changed in atomic, durable
+//! groups. It knows nothing of what the bytes mean but their frame.
+
+use async_trait::async_trait;
+
+pub use crate::batch::Change;
+use crate::error::StoreError;
+use crate::record::{Damage, Key, RecordKind};
+
+/// What a check of everything found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Records whose sum is right.
+    pub sound: u64,
+    /// Records whose sum is wrong, still in their place.
+    pub damaged: Vec<Damage>,
+    /// Records that were set aside earlier.
+    pub set_aside: Vec<Damage>,
+    /// Rows of kinds that this program does not know: their number on disk.
+    pub unknown_kinds: Vec<u8>,
+    /// What the database says about its own pages; empty when they are sound.
+    pub layout_faults: Vec<String>,
+}
+
+impl Report {
+    /// Whether nothing was found wrong.
+    #[must_use]
+    pub const fn is_sound(&self) -> bool {
+        self.damaged.is_empty()
+            && self.set_aside.is_empty()
+            && self.unknown_kinds.is_empty()
+            && self.layout_faults.is_empty()
+    }
+}
+
+/// Where records are kept.
+///
+/// Calls from one task take effect in the order in which they were made. A call that is dropped
+/// before it returns may still take effect.
+#[async_trait]
+pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
+    /// The bytes under `key`.
+    async fn read(&self, kind: RecordKind, key: Key) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// All of a kind, in the order of their keys.
+    async fn read_all(&self, kind: RecordKind) -> Result<Vec<(Key, Vec<u8>)>, StoreError>;
+
+    /// Makes all changes or none; returns when they are durable.
+    async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError>;
+
+    /// Moves damaged records out of the way, each only if its bytes are still `bytes`.
+    async fn set_aside(&self, damaged: Vec<(Damage, Vec<u8>)>) -> Result<(), StoreError>;
+
+    /// What of a kind has been set aside, in the order of the keys.
+    async fn aside(&self, kind: RecordKind) -> Result<Vec<Damage>, StoreError>;
+
+    /// Reads everything and says what is wrong. Changes nothing.
+    async fn check(&self) -> Result<Report, StoreError>;
+}

@@ -1,0 +1,104 @@
+//! A store in memory: the same promises but durability, for tests and simulations.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::backend::{Backend, Change, Report};
+use crate::error::StoreError;
+use crate::record::{Damage, Key, RecordKind, open_frame};
+
+/// Where a record is kept.
+type Place = (RecordKind, Key);
+
+#[derive(Debug, Default)]
+struct Content {
+    records: BTreeMap<Place, Vec<u8>>,
+    aside: BTreeMap<Place, Damage>,
+}
+
+/// A backend in memory.
+#[derive(Debug, Default)]
+pub struct MemoryBackend {
+    content: Mutex<Content>,
+}
+
+impl MemoryBackend {
+    /// Every change is one insertion or removal, so a panic elsewhere leaves nothing half done.
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Backend for MemoryBackend {
+    async fn read(&self, kind: RecordKind, key: Key) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.content().records.get(&(kind, key)).cloned())
+    }
+
+    async fn read_all(&self, kind: RecordKind) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+        let content = self.content();
+        let of_kind = content.records.iter().filter(|((found, _), _)| *found == kind);
+        Ok(of_kind
+            .map(|((_, key), bytes)| (key.clone(), bytes.clone()))
+            .collect())
+    }
+
+    async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        let mut content = self.content();
+        for Change { kind, key, value } in changes {
+            match value {
+                Some(bytes) => {
+                    content.records.insert((kind, key), bytes);
+                }
+                None => {
+                    content.records.remove(&(kind, key.clone()));
+                    content.aside.remove(&(kind, key));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_aside(&self, damaged: Vec<(Damage, Vec<u8>)>) -> Result<(), StoreError> {
+        let mut content = self.content();
+        for (damage, bytes) in damaged {
+            let place = (damage.kind, damage.key.clone());
+            if content.records.get(&place) == Some(&bytes) {
+                content.records.remove(&place);
+                content.aside.insert(place, damage);
+            }
+        }
+        Ok(())
+    }
+
+    async fn aside(&self, kind: RecordKind) -> Result<Vec<Damage>, StoreError> {
+        Ok(self
+            .content()
+            .aside
+            .values()
+            .filter(|damage| damage.kind == kind)
+            .cloned()
+            .collect())
+    }
+
+    async fn check(&self) -> Result<Report, StoreError> {
+        let content = self.content();
+        let mut report = Report {
+            set_aside: content.aside.values().cloned().collect(),
+            ..Report::default()
+        };
+        for ((kind, key), bytes) in &content.records {
+            match open_frame(*kind, key, bytes) {
+                Ok(_) => report.sound += 1,
+                Err(reason) => report.damaged.push(Damage {
+                    kind: *kind,
+                    key: key.clone(),
+                    reason,
+                }),
+            }
+        }
+        Ok(report)
+    }
+}

@@ -1,0 +1,60 @@
+//! One store, one process: an advisory lock on a file beside the database, which the kernel drops
+//! with its holder.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::StoreError;
+
+/// The lock, held until dropped.
+#[derive(Debug)]
+pub(super) struct StoreLock {
+    _file: File,
+}
+
+impl StoreLock {
+    /// Takes the lock of the database at `database` without waiting and writes our process id into
+    /// the lock's file, for the error of whoever comes second.
+    pub(super) fn take(database: &Path) -> Result<Self, StoreError> {
+        let open_failed = |source: std::io::Error| StoreError::Open {
+            path: database.to_owned(),
+            source: Arc::new(source),
+        };
+        // Not truncated before the lock is ours: the text is the holder's.
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(lock_path(database))
+            .map_err(open_failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                // Without a readable number the error still says what matters.
+                let _ = file.read_to_string(&mut text);
+                return Err(StoreError::Locked {
+                    path: database.to_owned(),
+                    holder: text.trim().parse().ok(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(open_failed(source)),
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .map_err(open_failed)?;
+        writeln!(file, "{}", std::process::id()).map_err(open_failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn lock_path(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}

@@ -1,0 +1,153 @@
+//! The typed front of a backend.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::backend::{Backend, Report};
+use crate::batch::{Batch, check_key};
+use crate::error::StoreError;
+use crate::memory::MemoryBackend;
+use crate::record::{Damage, Decoded, Key, Record, decode};
+use crate::sqlite::{Options, SqliteBackend};
+
+/// Durable records. Cheap to clone; the last clone's drop closes the store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    backend: Arc<dyn Backend>,
+}
+
+/// All records of a kind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listing<R> {
+    /// The sound ones, in the order of their keys.
+    pub records: Vec<(Key, R)>,
+    /// The damaged ones, now set aside; each stays in every listing until its key is deleted.
+    pub damaged: Vec<Damage>,
+}
+
+impl Store {
+    /// Opens the SQLite store at `path`, or makes it.
+    ///
+    /// # Errors
+    /// When another process has it, when it is newer than this program, or when it cannot be read.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self::on(SqliteBackend::open(path, Options::default()).await?))
+    }
+
+    /// A store that is gone with its last clone.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Self::on(MemoryBackend::default())
+    }
+
+    /// A store on `backend`.
+    #[must_use]
+    pub fn on(backend: impl Backend) -> Self {
+        Self {
+            backend: Arc::new(backend),
+        }
+    }
+
+    /// Keeps `record` under `key`, in place of what is there; returns when that is durable.
+    ///
+    /// # Errors
+    /// When it could not be written; then nothing has changed.
+    pub async fn put<R: Record>(&self, key: impl Into<Key>, record: &R) -> Result<(), StoreError> {
+        self.apply(Batch::new().put(key, record)).await
+    }
+
+    /// Removes what is kept under `key`, damaged or not; nothing there is no error.
+    ///
+    /// # Errors
+    /// When it could not be written; then nothing has changed.
+    pub async fn delete<R: Record>(&self, key: impl Into<Key>) -> Result<(), StoreError> {
+        self.apply(Batch::new().delete::<R>(key)).await
+    }
+
+    /// Makes all changes of `batch` or none; returns when they are durable. An empty one is free.
+    ///
+    /// # Errors
+    /// When they could not be written; then nothing has changed, unless the error is
+    /// [`StoreError::Slow`] or [`StoreError::Broken`], which cannot know.
+    pub async fn apply(&self, batch: Batch) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        batch.check()?;
+        self.backend.commit(batch.changes).await
+    }
+
+    /// The record under `key`.
+    ///
+    /// # Errors
+    /// When it is damaged, also when it was set aside, or of a newer version, or cannot be read.
+    pub async fn get<R: Record>(&self, key: impl Into<Key>) -> Result<Option<R>, StoreError> {
+        let key = key.into();
+        check_key(&key)?;
+        let Some(bytes) = self.backend.read(R::KIND, key.clone()).await? else {
+            let aside = self.backend.aside(R::KIND).await?;
+            return match aside.into_iter().find(|damage| damage.key == key) {
+                Some(damage) => Err(StoreError::Damaged(damage)),
+                None => Ok(None),
+            };
+        };
+        match decode::<R>(&key, &bytes) {
+            Decoded::Record(record) => Ok(Some(record)),
+            Decoded::Newer(found) => Err(newer::<R>(&key, found)),
+            Decoded::Damaged(reason) => Err(StoreError::Damaged(Damage {
+                kind: R::KIND,
+                key,
+                reason,
+            })),
+        }
+    }
+
+    /// All records of a kind. Damaged ones are set aside and reported; the rest is listed.
+    ///
+    /// # Errors
+    /// When one is of a newer version, so that an older program never takes a part for the whole;
+    /// or when they cannot be read.
+    pub async fn list<R: Record>(&self) -> Result<Listing<R>, StoreError> {
+        let mut records = Vec::new();
+        let mut fresh = Vec::new();
+        for (key, bytes) in self.backend.read_all(R::KIND).await? {
+            match decode::<R>(&key, &bytes) {
+                Decoded::Record(record) => records.push((key, record)),
+                Decoded::Newer(found) => return Err(newer::<R>(&key, found)),
+                Decoded::Damaged(reason) => fresh.push((
+                    Damage {
+                        kind: R::KIND,
+                        key,
+                        reason,
+                    },
+                    bytes,
+                )),
+            }
+        }
+        if !fresh.is_empty() {
+            for (damage, _) in &fresh {
+                tracing::error!(kind = %damage.kind, key = %damage.key, reason = damage.reason.as_str(), "record set aside");
+            }
+            self.backend.set_aside(fresh).await?;
+        }
+        let damaged = self.backend.aside(R::KIND).await?;
+        Ok(Listing { records, damaged })
+    }
+
+    /// Reads everything and says what is wrong. Changes nothing.
+    ///
+    /// # Errors
+    /// When the store cannot be read at all.
+    pub async fn check(&self) -> Result<Report, StoreError> {
+        self.backend.check().await
+    }
+}
+
+fn newer<R: Record>(key: &Key, found: u8) -> StoreError {
+    StoreError::RecordNewer {
+        kind: R::KIND,
+        key: key.to_string(),
+        found,
+        known: R::VERSION,
+    }
+}

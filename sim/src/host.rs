@@ -1,0 +1,215 @@
+//! The simulated host: processes with pids that come back, memory files, one boot after another.
+//!
+//! The truth about memory is a version a workload: it grows whenever the guest runs. A device state
+//! remembers the version that it belongs to; loading it over another one is the fault that the
+//! consumed mark exists to prevent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dormouse_instance::machine::{BootId, Kept, MemoryImage, ProcessIdentity};
+use dormouse_model::{Generation, MonoTime, WorkloadId};
+
+/// What a VMM's processors do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Stopped.
+    Paused,
+    /// They run.
+    Running,
+}
+
+/// A process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// When it began, in clock ticks after boot.
+    pub start_ticks: u64,
+    /// Whose VMM it is; `None` for somebody else's process.
+    pub owner: Option<WorkloadId>,
+    /// What it does.
+    pub mode: Mode,
+    /// Whether its guest has said ready.
+    pub ready: bool,
+}
+
+/// The memory of one workload, wherever it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Grows whenever the guest runs.
+    pub version: u64,
+    /// The inode of the file on tmpfs; its content is always the newest version.
+    pub resident: Option<u64>,
+    /// The version in the file on disk.
+    pub disk: Option<u64>,
+    /// The device state: its generation and the version that it belongs to.
+    pub device_state: Option<(Generation, u64)>,
+    /// Whether the process maps the disk file privately.
+    pub private: bool,
+}
+
+/// The host.
+#[derive(Debug)]
+pub struct Host {
+    /// This boot.
+    pub boot: BootId,
+    /// All processes that matter.
+    pub processes: BTreeMap<u32, Process>,
+    /// All memory.
+    pub memory: BTreeMap<WorkloadId, Memory>,
+    /// Workloads that have disks and directories.
+    pub files: BTreeSet<WorkloadId>,
+    next_pid: u32,
+    inodes: u64,
+}
+
+/// How many pids there are: few, so that they come back soon.
+const PIDS: u32 = 24;
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            boot: BootId(1),
+            processes: BTreeMap::new(),
+            memory: BTreeMap::new(),
+            files: BTreeSet::new(),
+            next_pid: 0,
+            inodes: 0,
+        }
+    }
+}
+
+impl Host {
+    /// Starts a process. Pids go round, as the kernel's do.
+    pub fn spawn(&mut self, now: MonoTime, owner: Option<WorkloadId>, mode: Mode) -> Option<ProcessIdentity> {
+        let pid = (1..=PIDS).map(|step| 1 + (self.next_pid + step - 1) % PIDS).find(|pid| !self.processes.contains_key(pid))?;
+        self.next_pid = pid;
+        let start_ticks = u64::try_from(now.since_boot().as_millis() / 10).unwrap_or(u64::MAX);
+        self.processes.insert(pid, Process { start_ticks, owner, mode, ready: false });
+        Some(ProcessIdentity { pid, start_ticks, boot: self.boot })
+    }
+
+    /// A stranger takes exactly this pid, if it is free: what a long-running host does sooner or later.
+    pub fn reuse(&mut self, now: MonoTime, pid: u32) {
+        let start_ticks = u64::try_from(now.since_boot().as_millis() / 10).unwrap_or(u64::MAX);
+        self.processes.entry(pid).or_insert(Process {
+            start_ticks,
+            owner: None,
+            mode: Mode::Running,
+            ready: false,
+        });
+    }
+
+    /// The processes of a workload.
+    #[must_use]
+    pub fn of(&self, id: WorkloadId) -> Vec<ProcessIdentity> {
+        let boot = self.boot;
+        self.processes
+            .iter()
+            .filter(|(_, process)| process.owner == Some(id))
+            .map(|(pid, process)| ProcessIdentity { pid: *pid, start_ticks: process.start_ticks, boot })
+            .collect()
+    }
+
+    /// The process with this identity.
+    pub fn find(&mut self, identity: ProcessIdentity) -> Option<&mut Process> {
+        let boot = self.boot;
+        self.processes
+            .get_mut(&identity.pid)
+            .filter(|process| process.start_ticks == identity.start_ticks && identity.boot == boot)
+    }
+
+    /// Whether the workload's guest runs.
+    #[must_use]
+    pub fn guest_runs(&self, id: WorkloadId) -> bool {
+        self.processes.values().any(|process| process.owner == Some(id) && process.mode == Mode::Running)
+    }
+
+    /// A guest begins or goes on: memory changes.
+    pub fn run(&mut self, id: WorkloadId) -> bool {
+        let mut any = false;
+        for process in self.processes.values_mut().filter(|process| process.owner == Some(id)) {
+            any = true;
+            if process.mode == Mode::Paused {
+                process.mode = Mode::Running;
+                self.memory.entry(id).or_default().version += 1;
+            }
+        }
+        any
+    }
+
+    /// Stops a guest's processors.
+    pub fn pause(&mut self, id: WorkloadId) -> bool {
+        let mut any = false;
+        for process in self.processes.values_mut().filter(|process| process.owner == Some(id)) {
+            any = true;
+            process.mode = Mode::Paused;
+        }
+        any
+    }
+
+    /// Ends every process of a workload.
+    pub fn end(&mut self, id: WorkloadId) -> Vec<ProcessIdentity> {
+        let ended = self.of(id);
+        self.processes.retain(|_, process| process.owner != Some(id));
+        ended
+    }
+
+    /// A fresh memory for a guest that boots.
+    pub fn new_memory(&mut self, id: WorkloadId) {
+        self.inodes += 1;
+        let version = self.memory.get(&id).map_or(0, |memory| memory.version) + 1;
+        let memory = Memory { version, resident: Some(self.inodes), ..Memory::default() };
+        self.memory.insert(id, memory);
+    }
+
+    /// Saves device state, and private memory with it. `None` when there is nothing to save.
+    pub fn save(&mut self, id: WorkloadId, generation: Generation) -> Option<MemoryImage> {
+        let boot = self.boot;
+        let memory = self.memory.get_mut(&id)?;
+        memory.device_state = Some((generation, memory.version));
+        let kept = if memory.private {
+            memory.disk = Some(memory.version);
+            Kept::Spilled
+        } else {
+            Kept::Resident { inode: memory.resident? }
+        };
+        Some(MemoryImage { generation, boot, kept })
+    }
+
+    /// Whether an image can be loaded, and whether doing so is right. `Err` is what a driver would
+    /// refuse; `Ok(false)` is what only the world knows: the guest has run since.
+    ///
+    /// # Errors
+    /// When the image is not there.
+    pub fn load(&mut self, id: WorkloadId, image: MemoryImage) -> Result<bool, String> {
+        let boot = self.boot;
+        let memory = self.memory.get_mut(&id).ok_or("no memory")?;
+        let (generation, version) = memory.device_state.ok_or("no device state")?;
+        if generation != image.generation {
+            return Err(format!("device state {generation}, wanted {}", image.generation));
+        }
+        let held = match image.kept {
+            Kept::Resident { inode } if memory.resident == Some(inode) && boot == image.boot => {
+                memory.private = false;
+                memory.version
+            }
+            Kept::Resident { .. } => return Err("the memory file is another one".to_owned()),
+            Kept::Spilled => {
+                memory.private = true;
+                memory.resident = None;
+                memory.disk.ok_or("no memory file on disk")?
+            }
+        };
+        // What is loaded from disk is that version, whatever ran since.
+        let right = held == version && memory.version == version;
+        Ok(right)
+    }
+
+    /// The host reboots: processes and tmpfs are gone.
+    pub fn reboot(&mut self) {
+        self.boot = BootId(self.boot.0 + 1);
+        self.processes.clear();
+        for memory in self.memory.values_mut() {
+            memory.resident = None;
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Everything that a lab leaves on the machine, and how it goes away: known from three names only, so
+//! that it can be removed at any moment, also by the thread that hears Ctrl-C.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use dormouse_client::{Client, HostAddress, v1};
+use dormouse_sys::netns::Namespace;
+use dormouse_sys::pidfd::PidFd;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+
+use super::{tick, wait_exit};
+
+/// How long the daemon may take to end when asked.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+/// How long removing all instances through the API may take.
+const DELETE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Labs that live, for Ctrl-C.
+static LIVING: Mutex<Vec<Arc<Footprint>>> = Mutex::new(Vec::new());
+
+/// What a lab makes, by name.
+#[derive(Debug)]
+pub(crate) struct Footprint {
+    /// On disk: images, disks, records, logs.
+    pub data: PathBuf,
+    /// Sockets, mounts, names of network namespaces.
+    pub run: PathBuf,
+    /// The user ids of its VMMs; nobody else on the machine has them.
+    pub uids: Range<u32>,
+    /// The daemon, while there is one.
+    pub daemon: Mutex<Option<Child>>,
+    /// Ids of instances that were made: names of control groups bear them.
+    pub instances: Mutex<BTreeSet<String>>,
+}
+
+/// The value, also when a thread panicked with it: removing must go on.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Footprint {
+    /// Names everything after this process, and has Ctrl-C remove it.
+    pub(crate) fn claim() -> Result<Arc<Self>> {
+        static LABS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = LABS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let name = format!("dormouse-lab-{}-{number}", std::process::id());
+        // Above the default range of the daemon; 64 ids a lab, chosen by the process id.
+        let first = 0x1000_0000 + (std::process::id() % 100_000) * 1024 + (number % 16) * 64;
+        let footprint = Arc::new(Self {
+            data: Path::new("/var/tmp").join(&name),
+            run: Path::new("/run").join(&name),
+            uids: first..first + 64,
+            daemon: Mutex::new(None),
+            instances: Mutex::new(BTreeSet::new()),
+        });
+        for directory in [&footprint.data, &footprint.run] {
+            fs::create_dir(directory).with_context(|| format!("making {}", directory.display()))?;
+        }
+        locked(&LIVING).push(Arc::clone(&footprint));
+        Ok(footprint)
+    }
+
+    /// The daemon's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.run.join("dormoused.sock")
+    }
+
+    /// The file that names a network namespace of ours.
+    pub(crate) fn namespace(&self, name: &str) -> PathBuf {
+        self.run.join(format!("dm-{name}"))
+    }
+
+    /// Removes everything, as far as it is there; says what could not be removed.
+    pub(crate) fn remove(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut note = |what: &str, outcome: Result<()>| {
+            if let Err(error) = outcome {
+                problems.push(format!("{what}: {error:#}"));
+            }
+        };
+        note("removing the instances", self.delete_instances());
+        note("stopping the daemon", self.stop_daemon());
+        note("ending what runs still", self.end_processes());
+        note("removing control groups", self.remove_groups());
+        for name in ["host", "client"] {
+            note("removing a namespace", Namespace::remove(&self.namespace(name)).map_err(Into::into));
+        }
+        note("unmounting", self.unmount());
+        for directory in [&self.run, &self.data] {
+            let gone = match fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                Ok(()) | Err(_) => Ok(()),
+            };
+            note(&format!("removing {}", directory.display()), gone);
+        }
+        locked(&LIVING).retain(|other| !std::ptr::eq(Arc::as_ptr(other), self));
+        problems
+    }
+
+    /// What is left on the machine of this lab, a line each; empty after a good removal.
+    pub(crate) fn census(&self) -> Result<Vec<String>> {
+        let mut left: Vec<String> = self.mounts()?.iter().map(|path| format!("mount {}", path.display())).collect();
+        left.extend(self.processes().into_iter().map(|(pid, what)| format!("process {pid}: {what}")));
+        left.extend(self.groups()?.iter().map(|path| format!("control group {}", path.display())));
+        for directory in [&self.run, &self.data] {
+            if directory.exists() {
+                left.push(format!("directory {}", directory.display()));
+            }
+        }
+        Ok(left)
+    }
+
+    /// Through the API, when the daemon is there to do it.
+    fn delete_instances(&self) -> Result<()> {
+        if locked(&self.daemon).is_none() || !self.socket().exists() {
+            return Ok(());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
+        let work = async {
+            let client = Client::connect(&HostAddress::Unix(self.socket())).await?;
+            let list = client.instances().list_instances(v1::ListInstancesRequest::default()).await;
+            for instance in list.map_err(dormouse_client::ClientError::from)?.into_inner().instances {
+                let request =
+                    v1::DeleteInstanceRequest { instance: instance.id, force: true, ..Default::default() };
+                client.instances().delete_instance(request).await.map_err(dormouse_client::ClientError::from)?;
+            }
+            anyhow::Ok(())
+        };
+        runtime.block_on(async { tokio::time::timeout(DELETE_DEADLINE, work).await })?
+    }
+
+    /// SIGTERM, and SIGKILL to a daemon that does not listen.
+    pub(crate) fn stop_daemon(&self) -> Result<()> {
+        let Some(mut child) = locked(&self.daemon).take() else { return Ok(()) };
+        let daemon = PidFd::open(child.id()).context("opening the daemon")?;
+        daemon.signal(Signal::SIGTERM).context("telling the daemon to end")?;
+        let ended = wait_exit(&daemon, STOP_DEADLINE);
+        if ended.is_err() {
+            child.kill().context("killing the daemon")?;
+        }
+        let status = child.wait().context("waiting for the daemon")?;
+        match ended {
+            Ok(_) if status.success() => Ok(()),
+            Ok(_) => bail!("the daemon ended with {status}"),
+            Err(_) => bail!("the daemon did not end within {STOP_DEADLINE:?} and was killed"),
+        }
+    }
+
+    /// Kills the daemon as a crash would, leaving everything else.
+    pub(crate) fn kill_daemon(&self) -> Result<()> {
+        let Some(mut child) = locked(&self.daemon).take() else { bail!("there is no daemon to kill") };
+        child.kill().context("killing the daemon")?;
+        child.wait().context("waiting for the daemon").map(drop)
+    }
+
+    /// Processes that are this lab's: VMMs by their user id, others by a path of ours in their
+    /// arguments or environment.
+    fn processes(&self) -> Vec<(u32, String)> {
+        let mut found = Vec::new();
+        let names = [self.run.to_string_lossy().into_owned(), self.data.to_string_lossy().into_owned()];
+        let own = std::process::id();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+            let Ok(owner) = entry.metadata().map(|metadata| metadata.uid()) else { continue };
+            let read = |file: &str| {
+                let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).replace('\0', " ")
+            };
+            let arguments = read("cmdline");
+            let environment = read("environ");
+            let named = names.iter().any(|name| arguments.contains(name) || environment.contains(name));
+            let zombie = arguments.is_empty();
+            if pid != own && !zombie && (self.uids.contains(&owner) || named) {
+                found.push((pid, arguments.chars().take(100).collect()));
+            }
+        }
+        found
+    }
+
+    fn end_processes(&self) -> Result<()> {
+        let deadline = Instant::now() + STOP_DEADLINE;
+        loop {
+            let alive = self.processes();
+            if alive.is_empty() {
+                return Ok(());
+            }
+            for (pid, _) in &alive {
+                if let Ok(process) = PidFd::open(*pid) {
+                    // It may have ended meanwhile.
+                    let _ = process.signal(Signal::SIGKILL);
+                    let _ = wait_exit(&process, Duration::from_secs(2));
+                }
+            }
+            if Instant::now() > deadline {
+                bail!("these do not end: {alive:?}");
+            }
+        }
+    }
+
+    /// Mounts in our directories, and namespaces there, the deepest first.
+    fn mounts(&self) -> Result<Vec<PathBuf>> {
+        let text = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
+        let mut found: Vec<PathBuf> = text
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .map(|path| PathBuf::from(path.replace("\\040", " ")))
+            .filter(|path| path.starts_with(&self.run) || path.starts_with(&self.data))
+            .collect();
+        found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+        Ok(found)
+    }
+
+    fn unmount(&self) -> Result<()> {
+        for path in self.mounts()? {
+            umount2(&path, MntFlags::MNT_DETACH).with_context(|| format!("unmounting {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Control groups that bear the name of an instance of ours, in every mounted hierarchy.
+    fn groups(&self) -> Result<Vec<PathBuf>> {
+        let ids = locked(&self.instances).clone();
+        let text = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
+        let mut found = Vec::new();
+        for line in text.lines() {
+            let Some((before, after)) = line.split_once(" - cgroup") else { continue };
+            let (Some(at), true) = (before.split(' ').nth(4), after.starts_with(['2', ' '])) else { continue };
+            let mut open = vec![(PathBuf::from(at), 0)];
+            while let Some((directory, depth)) = open.pop() {
+                for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+                    if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                        continue;
+                    }
+                    let name = entry.file_name().to_string_lossy().into_owned();
+                    if ids.iter().any(|id| name.contains(id.as_str())) {
+                        found.push(entry.path());
+                    } else if depth < 3 {
+                        open.push((entry.path(), depth + 1));
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn remove_groups(&self) -> Result<()> {
+        for group in self.groups()? {
+            let deadline = Instant::now() + Duration::from_secs(2);
+            // Busy until the kernel has reaped the last process.
+            while let Err(error) = fs::remove_dir(&group) {
+                if error.kind() == std::io::ErrorKind::NotFound {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    return Err(error).with_context(|| format!("removing {}", group.display()));
+                }
+                tick(Duration::from_millis(10));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Has Ctrl-C and SIGTERM remove every lab before this process ends.
+#[allow(clippy::exit, reason = "the main thread may be blocked anywhere; nothing of it must go on")]
+pub(crate) fn watch_interrupts() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::interrupt()).context("listening for Ctrl-C")?,
+            signal(SignalKind::terminate()).context("listening for SIGTERM")?,
+        )
+    };
+    let wait = move || {
+        runtime.block_on(async {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        });
+        let living = locked(&LIVING).clone();
+        if !living.is_empty() {
+            eprintln!("xtask: interrupted; removing what was made");
+        }
+        for footprint in living {
+            for problem in footprint.remove() {
+                eprintln!("xtask: {problem}");
+            }
+        }
+        std::process::exit(130);
+    };
+    std::thread::Builder::new().name("interrupts".to_owned()).spawn(wait).context("starting a thread").map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_made_is_counted_and_goes() {
+        if !crate::setup::is_root() {
+            println!("skipped: what_was_made_is_counted_and_goes: not root");
+            return;
+        }
+        let footprint = Footprint::claim().unwrap();
+        drop(Namespace::create_at(&footprint.namespace("host")).unwrap());
+        let left = footprint.census().unwrap();
+        assert!(left.iter().any(|line| line.starts_with("mount ")), "{left:?}");
+        assert!(left.iter().any(|line| line.starts_with("directory ")), "{left:?}");
+        assert_eq!(footprint.remove(), Vec::<String>::new());
+        assert_eq!(footprint.census().unwrap(), Vec::<String>::new());
+        assert_eq!(footprint.remove(), Vec::<String>::new());
+    }
+}
