@@ -1,6 +1,6 @@
 //! Flows and gaps: the observer's stream.
 
-use dormouse_model::{Epoch, Flow, FlowKey, Observation, SightLoss};
+use dormouse_model::{Epoch, Flow, FlowKey, Observation, SightLoss, WakeCause};
 
 use super::{Engine, Turn};
 use crate::effect::{CancelWhy, Effect};
@@ -61,6 +61,10 @@ impl Engine {
         if was_empty {
             workload.idle = None;
             workload.replies = Replies::default();
+            if workload.is_put_to_sleep() {
+                // If the commit is faster than the cancel, whoever connects is waiting for it.
+                workload.kept = workload.kept.or(Some(WakeCause::Knock));
+            }
         }
         let direct = flow.key.destination == flow.responder;
         if new && !(direct && self.index.translated() == 0) {

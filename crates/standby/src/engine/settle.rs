@@ -99,9 +99,12 @@ impl Engine {
             return false;
         };
         let verdict = workload.verdict(turn.now, &self.sight, self.stopping);
-        // Lost sight concerns all and is announced once for all.
-        if workload.announced == Some(verdict) || matches!(verdict.1, Reason::Blind | Reason::ObserverError) {
-            return false;
+        match verdict.1 {
+            // Lost sight concerns all and is announced once for all. That its time has come lasts until
+            // the deadline that is armed for it.
+            Reason::Blind | Reason::ObserverError | Reason::ReadyForStandby => return false,
+            _ if workload.announced == Some(verdict) => return false,
+            _ => {}
         }
         let active_before = workload
             .announced

@@ -167,9 +167,7 @@ impl Engine {
             return;
         };
         workload.last_failure = None;
-        if !workload.flows.is_empty() && workload.kept.is_none() {
-            workload.kept = Some(WakeCause::Knock);
-        }
+
         // A state that is newer than this outcome stands.
         let older = !seen_asleep && workload::runs(workload.view.state);
         let state = if older {

@@ -1,0 +1,342 @@
+//! The executor: what each step does to the world, when it ends, and how it may fail.
+
+use std::time::Duration;
+
+use dormouse_instance::machine::{Done, Exit, Input as LifeInput, Phase, Step, StepFailure};
+use dormouse_model::{Attempt, MonoTime, WorkloadId};
+
+use super::{BarrierFor, Daemon, Deed, Work};
+use crate::breach::Invariant;
+use crate::event::DaemonEvent;
+use crate::ground::Ground;
+use crate::host::Mode;
+use crate::kernel::Gate;
+
+impl Daemon {
+    /// Takes a step in. Steps of one workload run one after the other; the background ones beside them.
+    pub(super) fn begin_deed(
+        &mut self,
+        ground: &mut Ground,
+        id: WorkloadId,
+        number: Attempt,
+        step: Step,
+        deadline: MonoTime,
+    ) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let deed = Deed { number, step, deadline };
+        if matches!(deed.step, Step::Spill { .. } | Step::Greet) {
+            let wait = ground.random.millis(5, 900);
+            ground.tell_after(wait, DaemonEvent::AsideEnds(id, number));
+            instance.aside = Some(deed);
+            return;
+        }
+        // A proof that was given up is dropped: its barrier will not come back.
+        if instance.deeds.front().is_some_and(|head| matches!(head.step, Step::Prove)) {
+            instance.deeds.pop_front();
+            instance.busy = false;
+        }
+        instance.deeds.push_back(deed);
+        self.start_deed(ground, id);
+    }
+
+    fn start_deed(&mut self, ground: &mut Ground, id: WorkloadId) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        if instance.busy {
+            return;
+        }
+        let Some(deed) = instance.deeds.front().cloned() else { return };
+        instance.busy = true;
+        let number = deed.number;
+        match deed.step {
+            Step::Prove => {
+                let live = ground.truths.get(&id).map(|truth| ground.kernel.live_inbound(&truth.addresses));
+                if let Some(truth) = ground.truths.get_mut(&id) {
+                    truth.live_at_proof = live.unwrap_or_default();
+                }
+                if !self.ask_barrier(ground, BarrierFor::Prove(id, number)) {
+                    let failure = StepFailure::Passing { why: "blind".to_owned() };
+                    self.finish_deed(ground, id, number, Err(failure));
+                }
+                return;
+            }
+            Step::Shut if !instance.engine_sleep => {
+                instance.confirmed_passed = ground.kernel.links.get(&id).map_or(0, |link| link.passed);
+            }
+            _ => {}
+        }
+        let mut wait = duration_of(ground, &deed.step);
+        if ground.fault(4) {
+            ground.tally.steps_late += 1;
+            inject(ground, id);
+            wait = deed.deadline.since(ground.now) + ground.random.millis(1, 2_000);
+        }
+        ground.tell_after(wait, DaemonEvent::DeedEnds(id, number));
+    }
+
+    /// The current deed is over.
+    pub(super) fn deed_ends(&mut self, ground: &mut Ground, id: WorkloadId, number: Attempt) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(deed) = instance.deeds.front().filter(|deed| deed.number == number).cloned() else { return };
+        let result = if ground.fault(12) {
+            ground.tally.steps_failed += 1;
+            inject(ground, id);
+            self.fail(ground, id, &deed.step)
+        } else {
+            self.apply(ground, id, &deed.step)
+        };
+        self.finish_deed(ground, id, number, result);
+    }
+
+    fn finish_deed(
+        &mut self,
+        ground: &mut Ground,
+        id: WorkloadId,
+        number: Attempt,
+        result: Result<Done, StepFailure>,
+    ) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        if instance.deeds.front().is_none_or(|deed| deed.number != number) {
+            return;
+        }
+        instance.deeds.pop_front();
+        instance.busy = false;
+        if let Some(last) = &mut instance.last_run
+            && last.number == number
+        {
+            last.over = true;
+        }
+        let input = match result {
+            Ok(done) => LifeInput::StepDone { number, done },
+            Err(failure) => LifeInput::StepFailed { number, failure },
+        };
+        self.work.push_back(Work::Life(id, input));
+        self.start_deed(ground, id);
+    }
+
+    pub(super) fn aside_ends(&mut self, ground: &mut Ground, id: WorkloadId, number: Attempt) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(deed) = instance.aside.take_if(|deed| deed.number == number) else { return };
+        if let Some(last) = &mut instance.last_run
+            && last.number == number
+        {
+            last.over = true;
+        }
+        let failed = ground.fault(50);
+        let result = if failed { None } else { self.apply(ground, id, &deed.step).ok() };
+        let input = match result {
+            Some(done) => LifeInput::StepDone { number, done },
+            None => LifeInput::StepFailed { number, failure: broken() },
+        };
+        self.work.push_back(Work::Life(id, input));
+    }
+
+    /// The proof's barrier came back through the engine's own queue.
+    pub(super) fn prove_returned(&mut self, ground: &mut Ground, id: WorkloadId, number: Attempt, clear: bool) {
+        let passed = ground.kernel.links.get(&id).map(|link| link.passed);
+        let Some(instance) = self.instances.get(&id) else { return };
+        let result = match passed {
+            Some(passed) if clear && passed == instance.confirmed_passed => Ok(Done::Plain),
+            Some(_) if clear => Ok(Done::Traffic),
+            Some(_) | None => Err(StepFailure::Passing { why: "blind".to_owned() }),
+        };
+        ground.note(format_args!("{id} proof {number}: {result:?}"));
+        self.finish_deed(ground, id, number, result);
+    }
+
+    /// A fault makes the step fail; what it would have done is done or not.
+    fn fail(&mut self, ground: &mut Ground, id: WorkloadId, step: &Step) -> Result<Done, StepFailure> {
+        let happens = match step {
+            Step::Write(_) | Step::RemoveRecord => {
+                ground.tally.writes_unknown += 1;
+                ground.random.chance(500)
+            }
+            // A driver cleans up what it could not start.
+            Step::Launch | Step::Restore { .. } => false,
+            _ => ground.random.chance(500),
+        };
+        if happens {
+            let _ = self.apply(ground, id, step);
+        }
+        let lasting = matches!(step, Step::Restore { .. }) && ground.random.chance(100);
+        let why = "a fault".to_owned();
+        Err(if lasting { StepFailure::Lasting { why } } else { StepFailure::Passing { why } })
+    }
+
+    /// Does what the step says.
+    pub(super) fn apply(&mut self, ground: &mut Ground, id: WorkloadId, step: &Step) -> Result<Done, StepFailure> {
+        match step {
+            Step::Write(record) => {
+                self.check_commit(ground, id, &record.phase);
+                ground.write(id, record.clone());
+            }
+            Step::PrepareDisks => {
+                ground.host.files.insert(id);
+            }
+            Step::AttachLink => ground.attach(id),
+            Step::MakeTap => {
+                let link = ground.kernel.links.get_mut(&id).ok_or_else(broken)?;
+                link.tap = true;
+            }
+            Step::Launch => return self.launch(ground, id),
+            Step::Open => {
+                if !ground.kernel.open(id) {
+                    return Err(broken());
+                }
+                let wait = ground.random.millis(0, 2);
+                ground.after(wait, crate::event::Event::GuestReads(id));
+            }
+            Step::Shut => {
+                if let Some(link) = ground.kernel.links.get_mut(&id) {
+                    link.gate = Gate::Shut;
+                }
+            }
+            Step::Drain => ground.guest_reads(id),
+            // Answered by its barrier.
+            Step::Prove | Step::Greet => {}
+            Step::Pause => {
+                if !ground.host.pause(id) {
+                    return Err(broken());
+                }
+            }
+            Step::Save { generation } => {
+                let live = !ground.host.of(id).is_empty();
+                let image = ground.host.save(id, *generation).filter(|_| live).ok_or_else(broken)?;
+                return Ok(Done::Image(image));
+            }
+            Step::LetGo | Step::EndProcess => self.end_process(ground, id, step.name()),
+            Step::Spill { image } => {
+                let image = ground.spill(id, *image).ok_or_else(broken)?;
+                ground.tally.spills += 1;
+                return Ok(Done::Image(image));
+            }
+            Step::DropResident => {
+                if let Some(memory) = ground.host.memory.get_mut(&id) {
+                    memory.resident = None;
+                }
+            }
+            Step::Restore { image } => {
+                return match ground.restore(id, *image) {
+                    Ok(process) => {
+                        self.forget_crash(ground, id);
+                        Ok(Done::Process(process))
+                    }
+                    Err(why) => Err(StepFailure::Lasting { why }),
+                };
+            }
+            Step::Resume => {
+                if !ground.resume(id) {
+                    return Err(broken());
+                }
+            }
+            Step::Shutdown { .. } => {
+                if ground.random.chance(300) || !ground.host.guest_runs(id) {
+                    return Err(broken());
+                }
+                ground.process_ends(id, &Exit::PoweredOff);
+            }
+            Step::ReleaseLink => {
+                ground.kernel.links.remove(&id);
+            }
+            Step::DropMemory => {
+                ground.host.memory.remove(&id);
+            }
+            Step::RemoveFiles => {
+                ground.host.files.remove(&id);
+            }
+            Step::RemoveRecord => {
+                ground.store.records.remove(&id);
+            }
+            Step::FreeAddresses => self.free_addresses(id),
+        }
+        Ok(Done::Plain)
+    }
+
+    fn launch(&mut self, ground: &mut Ground, id: WorkloadId) -> Result<Done, StepFailure> {
+        ground.host.new_memory(id);
+        let process = ground.host.spawn(ground.now, Some(id), Mode::Running).ok_or_else(broken)?;
+        ground.one_process(id);
+        self.forget_crash(ground, id);
+        let wait = ground.random.millis(50, 600);
+        ground.tell_after(wait, DaemonEvent::Ready(id, process));
+        Ok(Done::Process(process))
+    }
+
+    /// A new process: what happened to the one before explains nothing any more.
+    fn forget_crash(&mut self, ground: &mut Ground, id: WorkloadId) {
+        if let Some(truth) = ground.truths.get_mut(&id) {
+            truth.crashed = false;
+            truth.rebooted = false;
+        }
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.exit_expected = false;
+        }
+    }
+
+    fn end_process(&mut self, ground: &mut Ground, id: WorkloadId, why: &str) {
+        ground.drop_tap(id, why);
+        for process in ground.host.end(id) {
+            // A watcher of the process may still report what was done on purpose.
+            if ground.random.chance(500) {
+                let how = Exit::Ended { how: "signal 9".to_owned() };
+                let wait = ground.random.millis(0, 5);
+                ground.tell_after(wait, DaemonEvent::Exited(id, process, how));
+            }
+            if ground.random.chance(300) {
+                ground.host.reuse(ground.now, process.pid);
+            }
+        }
+    }
+
+    /// The engine's sleep commits: no flow that its proof could see may be alive.
+    fn check_commit(&mut self, ground: &mut Ground, id: WorkloadId, phase: &Phase) {
+        let Some(instance) = self.instances.get(&id) else { return };
+        let commits = matches!(phase, Phase::Standby { .. })
+            && instance.machine.state() == dormouse_model::State::Sleeping
+            && instance.engine_sleep;
+        let Some(truth) = ground.truths.get(&id).filter(|_| commits) else { return };
+        if let Some(key) = truth.live_at_proof.first() {
+            let what = format!(
+                "{id} is put to sleep with {} live inbound flows, one from {} port {}",
+                truth.live_at_proof.len(),
+                key.source,
+                key.source_port
+            );
+            ground.broken(Invariant::NoFalseSleep, what);
+        }
+    }
+}
+
+fn broken() -> StepFailure {
+    StepFailure::Passing { why: "a fault".to_owned() }
+}
+
+fn inject(ground: &mut Ground, id: WorkloadId) {
+    if let Some(truth) = ground.truths.get_mut(&id) {
+        truth.injected += 1;
+    }
+}
+
+/// How long a step takes, without a fault.
+fn duration_of(ground: &mut Ground, step: &Step) -> Duration {
+    let (least, most) = match step {
+        Step::Write(_) | Step::RemoveRecord => (2, 6),
+        Step::Launch | Step::Restore { .. } => (10, 60),
+        Step::PrepareDisks | Step::RemoveFiles => (1, 30),
+        Step::Save { .. } | Step::LetGo | Step::EndProcess | Step::ReleaseLink => (1, 15),
+        Step::Shutdown { .. } => (5, 300),
+        Step::AttachLink
+        | Step::MakeTap
+        | Step::Open
+        | Step::Shut
+        | Step::Drain
+        | Step::Prove
+        | Step::Pause
+        | Step::Spill { .. }
+        | Step::DropResident
+        | Step::Resume
+        | Step::Greet
+        | Step::DropMemory
+        | Step::FreeAddresses => (0, 2),
+    };
+    ground.random.millis(least, most)
+}
