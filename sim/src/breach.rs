@@ -15,6 +15,8 @@ pub enum Invariant {
     SightIsTrue,
     /// A caller's hold delays the engine's sleep.
     HoldRespected,
+    /// A sleep that a caller wants runs to its commit whatever arrives.
+    CallersSleepRuns,
     /// A workload has at most one process.
     NeverTwoProcesses,
     /// A workload that is published as running has its process, running.
@@ -54,6 +56,7 @@ impl Invariant {
             Self::BlindHolds => "blind holds",
             Self::SightIsTrue => "sight is true",
             Self::HoldRespected => "hold respected",
+            Self::CallersSleepRuns => "callers' sleep runs",
             Self::NeverTwoProcesses => "never two processes",
             Self::NeverNoProcess => "never no process",
             Self::ImageLoadedOnce => "image loaded once",

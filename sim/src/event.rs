@@ -20,6 +20,8 @@ pub enum Event {
     CloseAnswered(FlowKey, u64),
     /// The kernel drops the flow's entry, unless it was used since.
     EntryExpires(FlowKey, u64),
+    /// The kernel drops the flow's entry, whatever became of it.
+    EntryForgotten(FlowKey),
     /// The kernel asks for the neighbour again while packets are parked.
     Solicit(WorkloadId),
     /// A dead daemon is started again.
@@ -33,6 +35,8 @@ pub enum Event {
 pub enum DaemonEvent {
     /// The observer's socket is open, or is not.
     Connected(Attempt),
+    /// The observer's socket failed.
+    SocketFails,
     /// The observer reads its socket.
     SocketReadable,
     /// The next part of the listing of this epoch.

@@ -55,6 +55,45 @@ pub struct Truth {
     pub delivered: u64,
 }
 
+/// How hard each sort of fault blows in one seed, in parts of 1000.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Profile {
+    /// The event socket cannot be opened.
+    pub connect_fails: u64,
+    /// A part of a listing fails.
+    pub listing_fails: u64,
+    /// The engine's task or the observer's is late.
+    pub tasks_late: u64,
+    /// A knock is lost.
+    pub knocks_lost: u64,
+    /// A step fails.
+    pub steps_fail: u64,
+    /// A step takes longer than its deadline.
+    pub steps_late: u64,
+}
+
+impl Profile {
+    /// The profile of one seed: some faults blow hard, some not at all.
+    #[must_use]
+    pub fn draw(random: &mut Random) -> Self {
+        let mut blow = |most: u64| {
+            if random.chance(700) {
+                random.below(most + 1)
+            } else {
+                0
+            }
+        };
+        Self {
+            connect_fails: blow(800),
+            listing_fails: blow(300),
+            tasks_late: blow(60),
+            knocks_lost: blow(400),
+            steps_fail: blow(40),
+            steps_late: blow(12),
+        }
+    }
+}
+
 /// Everything but the daemon.
 #[derive(Debug)]
 pub struct Ground {
@@ -80,6 +119,8 @@ pub struct Ground {
     pub breach: Option<Breach>,
     /// Whether faults happen.
     pub weather: Weather,
+    /// How hard they blow.
+    pub profile: Profile,
     /// The number of the daemon that runs, or that ran last.
     pub incarnation: u64,
     /// How many events there were.
@@ -92,9 +133,12 @@ impl Ground {
     /// A host that has just booted.
     #[must_use]
     pub fn new(seed: u64, trace: Trace) -> Self {
+        let mut random = Random::new(seed);
+        let profile = Profile::draw(&mut random);
         Self {
             now: MonoTime::from_boot(Duration::from_secs(10)),
-            random: Random::new(seed),
+            profile,
+            random,
             queue: Queue::default(),
             kernel: Kernel::default(),
             host: Host::default(),
@@ -144,7 +188,11 @@ impl Ground {
     pub fn broken(&mut self, invariant: Invariant, what: String) {
         self.note(format_args!("BROKEN {invariant}: {what}"));
         if self.breach.is_none() {
-            self.breach = Some(Breach { invariant, what, event: self.events });
+            self.breach = Some(Breach {
+                invariant,
+                what,
+                event: self.events,
+            });
         }
     }
 
@@ -177,7 +225,9 @@ impl Ground {
 
     /// The kernel asks for the neighbour: a knock, unless it is lost on the way.
     pub fn solicit(&mut self, id: WorkloadId) {
-        let Some(link) = self.kernel.links.get_mut(&id) else { return };
+        let Some(link) = self.kernel.links.get_mut(&id) else {
+            return;
+        };
         if link.gate == Gate::Open || link.parked.is_empty() {
             link.soliciting = false;
             return;
@@ -188,7 +238,7 @@ impl Ground {
             _ => Knock::Inbound,
         };
         self.after(delay::SOLICIT, Event::Solicit(id));
-        if self.fault(150) {
+        if self.fault(self.profile.knocks_lost) {
             self.tally.knocks_lost += 1;
             self.note(format_args!("knock lost {id}"));
             if self.random.chance(500) {
@@ -209,7 +259,9 @@ impl Ground {
         if !self.host.guest_runs(id) {
             return;
         }
-        let Some(link) = self.kernel.links.get_mut(&id) else { return };
+        let Some(link) = self.kernel.links.get_mut(&id) else {
+            return;
+        };
         let packets = std::mem::take(&mut link.ring);
         if let Some(truth) = self.truths.get_mut(&id) {
             truth.delivered += packets.len() as u64;
@@ -231,7 +283,10 @@ impl Ground {
     /// The guest's answer passes the kernel, which learns the new state.
     pub fn answered(&mut self, key: FlowKey, stamp: u64, state: TcpState, keep: Option<Duration>) {
         let stamp = self.kernel.set_tcp_state(key, stamp, state);
-        self.note(format_args!("flow {}:{} state {}", key.source, key.source_port, state.0));
+        self.note(format_args!(
+            "flow {}:{} state {}",
+            key.source, key.source_port, state.0
+        ));
         if let (Some(stamp), Some(keep)) = (stamp, keep) {
             self.after(keep, Event::EntryExpires(key, stamp));
         }
@@ -274,7 +329,11 @@ impl Ground {
     pub fn write(&mut self, id: WorkloadId, life: Record) {
         let Some(truth) = self.truths.get(&id) else { return };
         let addresses = truth.addresses;
-        let taken = self.store.records.iter().find(|(other, stored)| **other != id && stored.addresses == addresses);
+        let taken = self
+            .store
+            .records
+            .iter()
+            .find(|(other, stored)| **other != id && stored.addresses == addresses);
         if let Some((other, _)) = taken {
             let what = format!("records of {other} and {id} both name {}", addresses.ipv4);
             self.broken(Invariant::AddressesUnique, what);
@@ -286,9 +345,15 @@ impl Ground {
     pub fn attach(&mut self, id: WorkloadId) {
         let Some(truth) = self.truths.get(&id) else { return };
         let addresses = truth.addresses;
-        let owner = self.kernel.route(addresses.ipv4.into()).filter(|other| *other != id);
+        let owner = self
+            .kernel
+            .route(addresses.ipv4.into())
+            .filter(|other| *other != id);
         if let Some(other) = owner {
-            let what = format!("{id} gets {} while the link of {other} still has it", addresses.ipv4);
+            let what = format!(
+                "{id} gets {} while the link of {other} still has it",
+                addresses.ipv4
+            );
             self.broken(Invariant::AddressesUnique, what);
         }
         self.kernel.links.entry(id).or_insert_with(|| Link {
@@ -304,26 +369,41 @@ impl Ground {
 
     /// Packets that die with a tap that a plan dropped: none may be there.
     pub fn drop_tap(&mut self, id: WorkloadId, why: &str) {
-        let Some(link) = self.kernel.links.get_mut(&id) else { return };
+        let Some(link) = self.kernel.links.get_mut(&id) else {
+            return;
+        };
         link.tap = false;
         let lost = link.ring.len();
         link.ring.clear();
-        let over = self.truths.get(&id).is_none_or(|truth| truth.removal_wanted || truth.crashed);
+        // Whoever stops or removes a workload, or finds it failed, wants its packets no more.
+        let over = why != "let_go"
+            || self
+                .truths
+                .get(&id)
+                .is_none_or(|truth| truth.removal_wanted || truth.crashed);
         if lost > 0 && !over {
-            self.broken(Invariant::NoPacketLost, format!("{lost} packets died with the tap of {id}: {why}"));
+            self.broken(
+                Invariant::NoPacketLost,
+                format!("{lost} packets died with the tap of {id}: {why}"),
+            );
         }
     }
 
     /// A guest begins to run on.
     pub fn resume(&mut self, id: WorkloadId) -> bool {
         let paused: Vec<ProcessIdentity> = self.host.of(id);
-        let was_paused =
-            paused.iter().any(|identity| self.host.find(*identity).is_some_and(|p| p.mode == Mode::Paused));
+        let was_paused = paused
+            .iter()
+            .any(|identity| self.host.find(*identity).is_some_and(|p| p.mode == Mode::Paused));
         let runs = self.host.run(id);
         if was_paused {
             for process in paused {
                 if !self.is_recorded(id, process) {
-                    let phase = self.store.records.get(&id).map(|stored| stored.life.phase.clone());
+                    let phase = self
+                        .store
+                        .records
+                        .get(&id)
+                        .map(|stored| stored.life.phase.clone());
                     let what = format!("pid {} of {id} runs and the record says {phase:?}", process.pid);
                     self.broken(Invariant::RecordsFirst, what);
                 }
@@ -341,10 +421,16 @@ impl Ground {
     pub fn restore(&mut self, id: WorkloadId, image: MemoryImage) -> Result<ProcessIdentity, String> {
         let right = self.host.load(id, image)?;
         if !right {
-            let what = format!("generation {} of {id} is loaded and its guest has run since", image.generation);
+            let what = format!(
+                "generation {} of {id} is loaded and its guest has run since",
+                image.generation
+            );
             self.broken(Invariant::ImageLoadedOnce, what);
         }
-        let process = self.host.spawn(self.now, Some(id), Mode::Paused).ok_or("no pid is free")?;
+        let process = self
+            .host
+            .spawn(self.now, Some(id), Mode::Paused)
+            .ok_or("no pid is free")?;
         if let Some(process) = self.host.find(process) {
             process.ready = true;
         }
@@ -356,7 +442,10 @@ impl Ground {
     pub fn one_process(&mut self, id: WorkloadId) {
         let count = self.host.of(id).len();
         if count > 1 {
-            self.broken(Invariant::NeverTwoProcesses, format!("{id} has {count} processes"));
+            self.broken(
+                Invariant::NeverTwoProcesses,
+                format!("{id} has {count} processes"),
+            );
         }
     }
 
@@ -366,7 +455,10 @@ impl Ground {
         let memory = self.host.memory.get_mut(&id)?;
         memory.resident?;
         memory.disk = Some(memory.version);
-        Some(MemoryImage { kept: Kept::Spilled, ..image })
+        Some(MemoryImage {
+            kept: Kept::Spilled,
+            ..image
+        })
     }
 
     /// The host loses power and comes back.

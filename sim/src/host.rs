@@ -59,6 +59,8 @@ pub struct Host {
     pub files: BTreeSet<WorkloadId>,
     next_pid: u32,
     inodes: u64,
+    /// When the last process of each pid began.
+    last_start: BTreeMap<u32, u64>,
 }
 
 /// How many pids there are: few, so that they come back soon.
@@ -73,6 +75,7 @@ impl Default for Host {
             files: BTreeSet::new(),
             next_pid: 0,
             inodes: 0,
+            last_start: BTreeMap::new(),
         }
     }
 }
@@ -80,22 +83,50 @@ impl Default for Host {
 impl Host {
     /// Starts a process. Pids go round, as the kernel's do.
     pub fn spawn(&mut self, now: MonoTime, owner: Option<WorkloadId>, mode: Mode) -> Option<ProcessIdentity> {
-        let pid = (1..=PIDS).map(|step| 1 + (self.next_pid + step - 1) % PIDS).find(|pid| !self.processes.contains_key(pid))?;
+        let pid = (0..PIDS)
+            .map(|step| 1 + (self.next_pid + step) % PIDS)
+            .find(|pid| !self.processes.contains_key(pid))?;
         self.next_pid = pid;
-        let start_ticks = u64::try_from(now.since_boot().as_millis() / 10).unwrap_or(u64::MAX);
-        self.processes.insert(pid, Process { start_ticks, owner, mode, ready: false });
-        Some(ProcessIdentity { pid, start_ticks, boot: self.boot })
+        let start_ticks = self.start_ticks(now, pid);
+        self.processes.insert(
+            pid,
+            Process {
+                start_ticks,
+                owner,
+                mode,
+                ready: false,
+            },
+        );
+        Some(ProcessIdentity {
+            pid,
+            start_ticks,
+            boot: self.boot,
+        })
     }
 
     /// A stranger takes exactly this pid, if it is free: what a long-running host does sooner or later.
     pub fn reuse(&mut self, now: MonoTime, pid: u32) {
-        let start_ticks = u64::try_from(now.since_boot().as_millis() / 10).unwrap_or(u64::MAX);
-        self.processes.entry(pid).or_insert(Process {
-            start_ticks,
-            owner: None,
-            mode: Mode::Running,
-            ready: false,
-        });
+        if !self.processes.contains_key(&pid) {
+            let start_ticks = self.start_ticks(now, pid);
+            let stranger = Process {
+                start_ticks,
+                owner: None,
+                mode: Mode::Running,
+                ready: false,
+            };
+            self.processes.insert(pid, stranger);
+        }
+    }
+
+    /// A pid comes back in another tick: the kernel goes through all others first.
+    fn start_ticks(&mut self, now: MonoTime, pid: u32) -> u64 {
+        let ticks = u64::try_from(now.since_boot().as_millis() / 10).unwrap_or(u64::MAX);
+        let start = self
+            .last_start
+            .get(&pid)
+            .map_or(ticks, |last| ticks.max(last + 1));
+        self.last_start.insert(pid, start);
+        start
     }
 
     /// The processes of a workload.
@@ -105,7 +136,11 @@ impl Host {
         self.processes
             .iter()
             .filter(|(_, process)| process.owner == Some(id))
-            .map(|(pid, process)| ProcessIdentity { pid: *pid, start_ticks: process.start_ticks, boot })
+            .map(|(pid, process)| ProcessIdentity {
+                pid: *pid,
+                start_ticks: process.start_ticks,
+                boot,
+            })
             .collect()
     }
 
@@ -120,13 +155,19 @@ impl Host {
     /// Whether the workload's guest runs.
     #[must_use]
     pub fn guest_runs(&self, id: WorkloadId) -> bool {
-        self.processes.values().any(|process| process.owner == Some(id) && process.mode == Mode::Running)
+        self.processes
+            .values()
+            .any(|process| process.owner == Some(id) && process.mode == Mode::Running)
     }
 
     /// A guest begins or goes on: memory changes.
     pub fn run(&mut self, id: WorkloadId) -> bool {
         let mut any = false;
-        for process in self.processes.values_mut().filter(|process| process.owner == Some(id)) {
+        for process in self
+            .processes
+            .values_mut()
+            .filter(|process| process.owner == Some(id))
+        {
             any = true;
             if process.mode == Mode::Paused {
                 process.mode = Mode::Running;
@@ -139,7 +180,11 @@ impl Host {
     /// Stops a guest's processors.
     pub fn pause(&mut self, id: WorkloadId) -> bool {
         let mut any = false;
-        for process in self.processes.values_mut().filter(|process| process.owner == Some(id)) {
+        for process in self
+            .processes
+            .values_mut()
+            .filter(|process| process.owner == Some(id))
+        {
             any = true;
             process.mode = Mode::Paused;
         }
@@ -157,7 +202,11 @@ impl Host {
     pub fn new_memory(&mut self, id: WorkloadId) {
         self.inodes += 1;
         let version = self.memory.get(&id).map_or(0, |memory| memory.version) + 1;
-        let memory = Memory { version, resident: Some(self.inodes), ..Memory::default() };
+        let memory = Memory {
+            version,
+            resident: Some(self.inodes),
+            ..Memory::default()
+        };
         self.memory.insert(id, memory);
     }
 
@@ -170,9 +219,15 @@ impl Host {
             memory.disk = Some(memory.version);
             Kept::Spilled
         } else {
-            Kept::Resident { inode: memory.resident? }
+            Kept::Resident {
+                inode: memory.resident?,
+            }
         };
-        Some(MemoryImage { generation, boot, kept })
+        Some(MemoryImage {
+            generation,
+            boot,
+            kept,
+        })
     }
 
     /// Whether an image can be loaded, and whether doing so is right. `Err` is what a driver would

@@ -141,7 +141,10 @@ impl Kernel {
     /// Changes the TCP state of an entry that has `stamp`.
     pub fn set_tcp_state(&mut self, key: FlowKey, stamp: u64, state: TcpState) -> Option<u64> {
         let entry = self.flows.get(&key).filter(|entry| entry.stamp == stamp)?;
-        let flow = Flow { tcp_state: Some(state), ..entry.flow };
+        let flow = Flow {
+            tcp_state: Some(state),
+            ..entry.flow
+        };
         Some(self.set_flow(flow))
     }
 
@@ -171,13 +174,20 @@ impl Kernel {
     /// The link that has `address`.
     #[must_use]
     pub fn route(&self, address: IpAddr) -> Option<WorkloadId> {
-        self.links.iter().find(|(_, link)| link.addresses.both().contains(&address)).map(|(id, _)| *id)
+        self.links
+            .iter()
+            .find(|(_, link)| link.addresses.both().contains(&address))
+            .map(|(id, _)| *id)
     }
 
     /// Sends a packet to whoever has `address`.
     pub fn send(&mut self, address: IpAddr, packet: Packet) -> (Option<WorkloadId>, Fate) {
-        let Some(id) = self.route(address) else { return (None, Fate::Refused) };
-        let Some(link) = self.links.get_mut(&id) else { return (None, Fate::Refused) };
+        let Some(id) = self.route(address) else {
+            return (None, Fate::Refused);
+        };
+        let Some(link) = self.links.get_mut(&id) else {
+            return (None, Fate::Refused);
+        };
         let fate = match link.gate {
             Gate::Shut => {
                 link.parked.push_back(packet);
@@ -197,7 +207,9 @@ impl Kernel {
 
     /// Opens a link: parked packets go to the tap in order.
     pub fn open(&mut self, id: WorkloadId) -> bool {
-        let Some(link) = self.links.get_mut(&id) else { return false };
+        let Some(link) = self.links.get_mut(&id) else {
+            return false;
+        };
         link.gate = Gate::Open;
         link.soliciting = false;
         link.passed += link.parked.len() as u64;
@@ -220,7 +232,10 @@ impl Kernel {
     /// The host reboots: nothing here survives.
     pub fn reboot(&mut self) {
         let stamps = self.stamps;
-        *self = Self { stamps, ..Self::default() };
+        *self = Self {
+            stamps,
+            ..Self::default()
+        };
     }
 }
 

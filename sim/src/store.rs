@@ -29,7 +29,14 @@ impl Store {
     /// Replaces the lifecycle part of a record.
     pub fn write(&mut self, id: WorkloadId, addresses: Addresses, life: Record) {
         let note = self.records.get(&id).and_then(|stored| stored.note);
-        self.records.insert(id, Stored { addresses, life, note });
+        self.records.insert(
+            id,
+            Stored {
+                addresses,
+                life,
+                note,
+            },
+        );
     }
 
     /// Replaces the engine's note, if there is a record to hold it.

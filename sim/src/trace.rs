@@ -25,7 +25,10 @@ impl Trace {
     /// An empty trace.
     #[must_use]
     pub const fn new(keep: Keep) -> Self {
-        Self { keep, text: String::new() }
+        Self {
+            keep,
+            text: String::new(),
+        }
     }
 
     /// Adds a line. The arguments are formatted only when lines are kept.
@@ -35,7 +38,12 @@ impl Trace {
             Keep::Lines => {
                 let since = now.since_boot();
                 // Writing to a String cannot fail.
-                let _ = writeln!(self.text, "{:>6}.{:06} {what}", since.as_secs(), since.subsec_micros());
+                let _ = writeln!(
+                    self.text,
+                    "{:>6}.{:06} {what}",
+                    since.as_secs(),
+                    since.subsec_micros()
+                );
             }
         }
     }

@@ -6,21 +6,23 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The one target that guests are built for.
-pub const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The root of the workspace.
-pub fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest).to_owned()
 }
 
 /// The directory of the release binaries.
-pub fn release_directory() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from).join("release")
+pub(crate) fn release_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), PathBuf::from)
+        .join("release")
 }
 
 /// Runs cargo in the workspace with `arguments`, letting its output through.
-pub fn cargo(arguments: &[&str]) -> Result<()> {
+pub(crate) fn cargo(arguments: &[&str]) -> Result<()> {
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(arguments)
         .current_dir(workspace())
@@ -32,27 +34,57 @@ pub fn cargo(arguments: &[&str]) -> Result<()> {
 
 /// What a guest runs: the static agent and the static test server.
 #[derive(Debug, Clone)]
-pub struct GuestBinaries {
+pub(crate) struct GuestBinaries {
     /// The init of every guest.
-    pub agent: PathBuf,
+    pub(crate) agent: PathBuf,
     /// The server that benches talk to.
-    pub server: PathBuf,
+    pub(crate) server: PathBuf,
 }
 
 /// Builds the daemon, the keeper and the command line; returns their directory.
-pub fn binaries() -> Result<PathBuf> {
-    cargo(&["build", "--release", "--quiet", "-p", "dormoused", "-p", "dormouse", "-p", "dormouse-keeper-bin"])?;
+pub(crate) fn binaries() -> Result<PathBuf> {
+    cargo(&[
+        "build",
+        "--release",
+        "--quiet",
+        "-p",
+        "dormoused",
+        "-p",
+        "dormouse",
+        "-p",
+        "dormouse-keeper-bin",
+    ])?;
     Ok(release_directory())
 }
 
 /// Builds the programs that run inside guests, linked statically, in a target directory of their own:
 /// other flags would rebuild everything else.
-pub fn guest_binaries() -> Result<GuestBinaries> {
+pub(crate) fn guest_binaries() -> Result<GuestBinaries> {
     let target = release_directory().join("../guest");
-    let text = target.to_str().context("the target directory's path is not UTF-8")?.to_owned();
+    let text = target
+        .to_str()
+        .context("the target directory's path is not UTF-8")?
+        .to_owned();
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--quiet", "--target", GUEST_TARGET, "--target-dir", &text])
-        .args(["-p", "dormouse-agent", "-p", "dormouse-tests", "--bin", "dormouse-agent", "--bin", "dormouse-testserver"])
+        .args([
+            "build",
+            "--release",
+            "--quiet",
+            "--target",
+            GUEST_TARGET,
+            "--target-dir",
+            &text,
+        ])
+        .args([
+            "-p",
+            "dormouse-agent",
+            "-p",
+            "dormouse-tests",
+            "--bin",
+            "dormouse-agent",
+            "--bin",
+            "dormouse-testserver",
+        ])
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .current_dir(workspace())
         .status()
@@ -61,5 +93,8 @@ pub fn guest_binaries() -> Result<GuestBinaries> {
         bail!("building the static guest programs failed: {status}");
     }
     let out = target.join(GUEST_TARGET).join("release");
-    Ok(GuestBinaries { agent: out.join("dormouse-agent"), server: out.join("dormouse-testserver") })
+    Ok(GuestBinaries {
+        agent: out.join("dormouse-agent"),
+        server: out.join("dormouse-testserver"),
+    })
 }

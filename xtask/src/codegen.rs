@@ -14,12 +14,25 @@ use std::process::ExitCode;
 #[cfg(not(feature = "codegen"))]
 pub(crate) fn run(check: bool) -> anyhow::Result<ExitCode> {
     let mut cargo = std::process::Command::new("cargo");
-    cargo.args(["run", "--quiet", "--package", "xtask", "--features", "codegen", "--", "codegen"]);
+    cargo.args([
+        "run",
+        "--quiet",
+        "--package",
+        "xtask",
+        "--features",
+        "codegen",
+        "--",
+        "codegen",
+    ]);
     if check {
         cargo.arg("--check");
     }
     let status = cargo.status()?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(feature = "codegen")]
@@ -62,7 +75,10 @@ mod generator {
         if stale.is_empty() {
             println!("codegen: up to date");
         } else if check {
-            println!("codegen: not what proto/ says: {}; run cargo xtask codegen", stale.join(", "));
+            println!(
+                "codegen: not what proto/ says: {}; run cargo xtask codegen",
+                stale.join(", ")
+            );
             return Ok(ExitCode::FAILURE);
         } else {
             println!("codegen: wrote {}", stale.join(", "));

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// One run of one bench.
 #[derive(Debug, Serialize)]
-pub struct Figures {
+pub(crate) struct Figures {
     bench: String,
     commit: String,
     dirty: bool,
@@ -32,7 +32,7 @@ struct Host {
 
 /// One distribution.
 #[derive(Debug, Clone, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     case: String,
     params: BTreeMap<String, Value>,
     unit: String,
@@ -75,36 +75,46 @@ struct Check {
 
 /// All samples of one case; none is ever discarded.
 #[derive(Debug, Clone, Default)]
-pub struct Samples(Vec<f64>);
+pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
     /// Adds one measurement.
-    pub fn push(&mut self, value: f64) {
+    pub(crate) fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
+    /// All of them, in the order in which they were taken.
+    pub(crate) fn values(&self) -> &[f64] {
+        &self.0
+    }
+
+    /// Adds all of `other`.
+    pub(crate) fn extend(&mut self, other: &Self) {
+        self.0.extend(&other.0);
+    }
+
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
     /// The quantile `q` by nearest rank; NaN of none.
-    pub fn quantile(&self, q: f64) -> f64 {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rank is a small positive number"
+    )]
+    pub(crate) fn quantile(&self, q: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let rank = (q * sorted.len() as f64).ceil() as usize;
         sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
     }
-
-    /// The sum.
-    pub fn total(&self) -> f64 {
-        self.0.iter().sum()
-    }
 }
 
 impl Row {
     /// The row of `case` in `unit`.
-    pub fn new(case: &str, unit: &str, samples: &Samples) -> Self {
+    pub(crate) fn new(case: &str, unit: &str, samples: &Samples) -> Self {
         let some = |q| (samples.len() > 0).then(|| round(samples.quantile(q)));
         Self {
             case: case.to_owned(),
@@ -122,24 +132,27 @@ impl Row {
     }
 
     /// A case that this run could not do, and why.
-    pub fn skipped(case: &str, unit: &str, why: &str) -> Self {
-        Self { skipped: Some(why.to_owned()), ..Self::new(case, unit, &Samples::default()) }
+    pub(crate) fn skipped(case: &str, unit: &str, why: &str) -> Self {
+        Self {
+            skipped: Some(why.to_owned()),
+            ..Self::new(case, unit, &Samples::default())
+        }
     }
 
     /// Adds a parameter.
-    pub fn param(mut self, name: &str, value: impl Into<Value>) -> Self {
+    pub(crate) fn param(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.params.insert(name.to_owned(), value.into());
         self
     }
 
     /// Adds the CPU time, user and system, of all processes that the case needed, per sample.
-    pub fn cpu_ms(mut self, cpu_ms: f64) -> Self {
+    pub(crate) fn cpu_ms(mut self, cpu_ms: f64) -> Self {
         self.cpu_ms = Some(round(cpu_ms));
         self
     }
 
     /// Adds a rival's samples of the same case, taken interleaved with ours.
-    pub fn rival(mut self, name: &str, samples: &Samples) -> Self {
+    pub(crate) fn rival(mut self, name: &str, samples: &Samples) -> Self {
         let p50 = samples.quantile(0.5);
         let ours = self.p50.unwrap_or(f64::NAN);
         self.rivals.push(Rival {
@@ -160,11 +173,17 @@ fn round(value: f64) -> f64 {
 
 impl Figures {
     /// Begins the figures of `bench`; `accel` is how guests ran, `none` where there were none.
-    pub fn begin(bench: &str, accel: &str) -> Self {
+    pub(crate) fn begin(bench: &str, accel: &str) -> Self {
         let words = |path: &str, at: usize| {
-            std::fs::read_to_string(path).ok()?.split_whitespace().nth(at).map(str::to_owned)
+            std::fs::read_to_string(path)
+                .ok()?
+                .split_whitespace()
+                .nth(at)
+                .map(str::to_owned)
         };
-        let memory_kib: u64 = words("/proc/meminfo", 1).and_then(|w| w.parse().ok()).unwrap_or(0);
+        let memory_kib: u64 = words("/proc/meminfo", 1)
+            .and_then(|w| w.parse().ok())
+            .unwrap_or(0);
         Self {
             bench: bench.to_owned(),
             commit: git(&["rev-parse", "HEAD"]).unwrap_or_else(|| "unknown".to_owned()),
@@ -173,7 +192,9 @@ impl Figures {
                 cpus: std::thread::available_parallelism().map_or(0, usize::from),
                 kernel: words("/proc/sys/kernel/osrelease", 0).unwrap_or_default(),
                 accel: accel.to_owned(),
-                load1: words("/proc/loadavg", 0).and_then(|w| w.parse().ok()).unwrap_or(0.0),
+                load1: words("/proc/loadavg", 0)
+                    .and_then(|w| w.parse().ok())
+                    .unwrap_or(0.0),
                 memory_mib: memory_kib / 1024,
             },
             rows: Vec::new(),
@@ -182,66 +203,102 @@ impl Figures {
         }
     }
 
-    /// Says how guests ran, once it is known.
-    pub fn accel(&mut self, accel: &str) {
-        accel.clone_into(&mut self.host.accel);
-    }
-
     /// Adds a row.
-    pub fn row(&mut self, row: Row) {
+    pub(crate) fn row(&mut self, row: Row) {
         self.rows.push(row);
     }
 
     /// Adds to a count; a count that is only named is 0.
-    pub fn count(&mut self, name: &str, more: u64) {
+    pub(crate) fn count(&mut self, name: &str, more: u64) {
         *self.counts.entry(name.to_owned()).or_default() += more;
     }
 
     /// The value of a count.
-    pub fn counted(&self, name: &str) -> u64 {
+    pub(crate) fn counted(&self, name: &str) -> u64 {
         self.counts.get(name).copied().unwrap_or(0)
     }
 
     /// Checks that a measured value is at most `most`. NaN is not ok.
-    pub fn check_at_most(&mut self, line: &str, what: &str, got: f64, most: f64, unit: &str) {
-        self.check(line, what, &format!("<= {most} {unit}"), round(got).into(), got <= most);
+    pub(crate) fn check_at_most(&mut self, line: &str, what: &str, got: f64, most: f64, unit: &str) {
+        self.check(
+            line,
+            what,
+            &format!("<= {most} {unit}"),
+            round(got).into(),
+            got <= most,
+        );
     }
 
     /// Checks that a count is `want`.
-    pub fn check_count(&mut self, line: &str, name: &str, want: u64) {
+    pub(crate) fn check_count(&mut self, line: &str, name: &str, want: u64) {
         let got = self.counted(name);
         self.counts.entry(name.to_owned()).or_default();
         self.check(line, name, &format!("{want}"), got.into(), got == want);
     }
 
     /// Adds any other check.
-    pub fn check(&mut self, line: &str, what: &str, want: &str, got: Value, ok: bool) {
-        self.checks.push(Check { line: line.to_owned(), what: what.to_owned(), want: want.to_owned(), got, ok });
+    pub(crate) fn check(&mut self, line: &str, what: &str, want: &str, got: Value, ok: bool) {
+        self.checks.push(Check {
+            line: line.to_owned(),
+            what: what.to_owned(),
+            want: want.to_owned(),
+            got,
+            ok,
+        });
     }
 
     /// Prints the table, writes `file` when given, and says by the exit code whether all checks hold.
-    pub fn finish(self, file: Option<&Path>) -> Result<ExitCode> {
+    pub(crate) fn finish(self, file: Option<&Path>) -> Result<ExitCode> {
         self.print();
         if let Some(file) = file {
             let text = serde_json::to_string_pretty(&self).context("encoding the figures")?;
             std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
         }
         let failed = self.checks.iter().filter(|check| !check.ok).count();
-        let code = if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-        println!("{}: {} checks ok, {failed} not ok", self.bench, self.checks.len() - failed);
+        let code = if failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+        println!(
+            "{}: {} checks ok, {failed} not ok",
+            self.bench,
+            self.checks.len() - failed
+        );
         Ok(code)
     }
 
     fn print(&self) {
         let mut rows = comfy_table::Table::new();
         rows.load_style(comfy_table::presets::NOTHING);
-        rows.set_header(["case", "params", "unit", "n", "p50", "p90", "p99", "max", "cpu ms", "rivals (p50, ratio)"]);
+        rows.set_header([
+            "case",
+            "params",
+            "unit",
+            "n",
+            "p50",
+            "p90",
+            "p99",
+            "max",
+            "cpu ms",
+            "rivals (p50, ratio)",
+        ]);
         let number = |value: Option<f64>| value.map_or_else(String::new, |v| format!("{v:.2}"));
         for row in &self.rows {
-            let params: Vec<_> = row.params.iter().map(|(name, value)| format!("{name}={value}")).collect();
-            let rivals: Vec<_> =
-                row.rivals.iter().map(|r| format!("{} {:.1} x{:.3}", r.name, r.p50, r.ratio_p50)).collect();
-            let last = row.skipped.as_ref().map_or_else(|| rivals.join("; "), |why| format!("skipped: {why}"));
+            let params: Vec<_> = row
+                .params
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            let rivals: Vec<_> = row
+                .rivals
+                .iter()
+                .map(|r| format!("{} {:.1} x{:.3}", r.name, r.p50, r.ratio_p50))
+                .collect();
+            let last = row
+                .skipped
+                .as_ref()
+                .map_or_else(|| rivals.join("; "), |why| format!("skipped: {why}"));
             rows.add_row([
                 row.case.clone(),
                 params.join(" ").replace('"', ""),
@@ -272,14 +329,20 @@ impl Figures {
         }
         for check in &self.checks {
             let verdict = if check.ok { "ok    " } else { "NOT OK" };
-            println!("{verdict} {} {}: want {}, got {}", check.line, check.what, check.want, check.got);
+            println!(
+                "{verdict} {} {}: want {}, got {}",
+                check.line, check.what, check.want, check.got
+            );
         }
     }
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]

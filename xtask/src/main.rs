@@ -1,13 +1,22 @@
 //! The chores of the workspace, one file a task: `cargo xtask --help` lists them.
 
+mod bench;
 mod build;
 mod codegen;
+mod demo;
 mod figures;
+mod lab;
+mod scenarios;
+mod setup;
+mod sim;
+mod test;
 mod tidy;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
 
 /// The chores of the workspace.
 #[derive(Debug, Parser)]
@@ -19,6 +28,43 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Show it: an image, a request, asleep, a request; then the figures of sleep and wake.
+    Demo {
+        /// Wakes measured at each size of RAM.
+        #[arg(long, default_value_t = 30)]
+        rounds: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Say what this machine lacks for the other tasks.
+    Setup {
+        /// Install it.
+        #[arg(long)]
+        install: bool,
+    },
+    /// Run the tests, or with `scenarios` those of a specification by their numbers.
+    Test {
+        #[command(subcommand)]
+        suite: Option<Suite>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+    /// Run the simulation.
+    Sim {
+        /// How many seeds.
+        #[arg(long, default_value_t = 2000)]
+        seeds: u64,
+        /// Plant this fault, or `all` of them one by one: some seed must find it.
+        #[arg(long)]
+        plant: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Write the Rust code of proto/.
     Codegen {
         /// Only say whether the committed code is what would be written.
@@ -29,16 +75,86 @@ enum Task {
     Tidy,
 }
 
+#[derive(Debug, Args)]
+struct Output {
+    /// Also write the figures to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Suite {
+    /// The scenarios of a specification.
+    Scenarios {
+        /// Which.
+        #[arg(long)]
+        spec: String,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Sleep and wake beside QEMU's own ways, and what a busy guest writes to the disk.
+    Standby {
+        /// Wakes measured at each size of RAM.
+        #[arg(long, default_value_t = 30)]
+        rounds: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Thousands of clients at one sleeper; also with the daemon killed meanwhile.
+    WakeStorm {
+        /// Storms with the daemon alive, and as many with it killed.
+        #[arg(long, default_value_t = 10)]
+        repetitions: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Open connections over many sleeps.
+    Connections {
+        /// Sleeps and wakes.
+        #[arg(long, default_value_t = 100)]
+        cycles: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().task {
-        Task::Codegen { check } => codegen::run(check),
-        Task::Tidy => tidy::run(),
-    };
-    match outcome {
+    match lab::watch_interrupts().and_then(|()| run(Arguments::parse().task)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Demo { rounds, output } => demo::run(rounds, output.json.as_deref()),
+        Task::Setup { install } => setup::run(install),
+        Task::Test { suite: None, output } => test::run(output.json.as_deref()),
+        Task::Test {
+            suite: Some(Suite::Scenarios { spec, output }),
+            ..
+        } => scenarios::run(&spec, output.json.as_deref()),
+        Task::Bench { bench } => run_bench(&bench),
+        Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
+        Task::Codegen { check } => codegen::run(check),
+        Task::Tidy => tidy::run(),
+    }
+}
+
+fn run_bench(bench: &Bench) -> Result<ExitCode> {
+    fn file(output: &Output) -> Option<&Path> {
+        output.json.as_deref()
+    }
+    match bench {
+        Bench::Standby { rounds, output } => bench::standby::run(*rounds, file(output)),
+        Bench::WakeStorm { repetitions, output } => bench::wake_storm::run(*repetitions, file(output)),
+        Bench::Connections { cycles, output } => bench::connections::run(*cycles, file(output)),
     }
 }

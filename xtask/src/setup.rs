@@ -17,15 +17,34 @@ struct Tool {
 
 /// What running a guest takes.
 const GUEST_TOOLS: &[Tool] = &[
-    Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", purpose: "runs the guests" },
-    Tool { program: "nft", package: "nftables", purpose: "packet rules of the data plane" },
-    Tool { program: "mke2fs", package: "e2fsprogs", purpose: "root file systems, without mounting" },
-    Tool { program: "busybox", package: "busybox-static", purpose: "the web server of the demo's image" },
+    Tool {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        purpose: "runs the guests",
+    },
+    Tool {
+        program: "nft",
+        package: "nftables",
+        purpose: "packet rules of the data plane",
+    },
+    Tool {
+        program: "mke2fs",
+        package: "e2fsprogs",
+        purpose: "root file systems, without mounting",
+    },
+    Tool {
+        program: "busybox",
+        package: "busybox-static",
+        purpose: "the web server of the demo's image",
+    },
 ];
 
 /// What the rivals of the benches take besides.
-const RIVAL_TOOLS: &[Tool] =
-    &[Tool { program: "qemu-img", package: "qemu-utils", purpose: "the disk that savevm writes to" }];
+const RIVAL_TOOLS: &[Tool] = &[Tool {
+    program: "qemu-img",
+    package: "qemu-utils",
+    purpose: "the disk that savevm writes to",
+}];
 
 /// The package whose dependency is the present cloud kernel.
 const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
@@ -96,14 +115,21 @@ pub(crate) fn run(install: bool) -> Result<ExitCode> {
     match cached_kernel()? {
         Some(kernel) => println!("{:20} {}", "guest kernel", kernel.directory.display()),
         None => {
-            println!("{:20} missing: apt-get download of what {KERNEL_METAPACKAGE} depends on", "guest kernel");
+            println!(
+                "{:20} missing: apt-get download of what {KERNEL_METAPACKAGE} depends on",
+                "guest kernel"
+            );
             complete = false;
         }
     }
     if !complete {
         println!("setup: `cargo xtask setup --install` installs what is missing");
     }
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if complete {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Installs what is missing, saying what, and returns the kernel for guests.
@@ -112,8 +138,11 @@ pub(crate) fn ensure_ready(need: Need) -> Result<GuestKernel> {
         Need::Guests => &[][..],
         Need::Rivals => RIVAL_TOOLS,
     };
-    let missing: Vec<&Tool> =
-        GUEST_TOOLS.iter().chain(rivals).filter(|tool| find_program(tool.program).is_none()).collect();
+    let missing: Vec<&Tool> = GUEST_TOOLS
+        .iter()
+        .chain(rivals)
+        .filter(|tool| find_program(tool.program).is_none())
+        .collect();
     if !missing.is_empty() {
         let packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
         for tool in &missing {
@@ -127,7 +156,12 @@ pub(crate) fn ensure_ready(need: Need) -> Result<GuestKernel> {
         apt_get(&arguments, &workspace())?;
     }
     for tool in GUEST_TOOLS.iter().chain(rivals) {
-        ensure!(find_program(tool.program).is_some(), "{} did not bring {}", tool.package, tool.program);
+        ensure!(
+            find_program(tool.program).is_some(),
+            "{} did not bring {}",
+            tool.package,
+            tool.program
+        );
     }
     if let Some(kernel) = cached_kernel()? {
         return Ok(kernel);
@@ -144,7 +178,10 @@ pub(crate) fn is_root() -> bool {
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let extra = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(extra).map(|directory| directory.join(name)).find(|p| p.is_file())
+    std::env::split_paths(&path)
+        .chain(extra)
+        .map(|directory| directory.join(name))
+        .find(|p| p.is_file())
 }
 
 fn kernel_cache() -> PathBuf {
@@ -159,7 +196,10 @@ fn cached_kernel() -> Result<Option<GuestKernel>> {
     }
     let path = directory.join("release");
     let release = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(Some(GuestKernel { directory, release: release.trim().to_owned() }))
+    Ok(Some(GuestKernel {
+        directory,
+        release: release.trim().to_owned(),
+    }))
 }
 
 /// The release of an unpacked package and the directory of its modules.
@@ -170,7 +210,9 @@ fn find_release(unpacked: &Path) -> Result<Option<(String, PathBuf)>> {
     }
     for entry in fs::read_dir(&boot).with_context(|| format!("listing {}", boot.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let Some(release) = name.strip_prefix("vmlinuz-") else { continue };
+        let Some(release) = name.strip_prefix("vmlinuz-") else {
+            continue;
+        };
         // Since Debian 13 the package has usr/lib instead of lib.
         for lib in ["lib/modules", "usr/lib/modules"] {
             let modules = unpacked.join(lib).join(release);
@@ -184,8 +226,8 @@ fn find_release(unpacked: &Path) -> Result<Option<(String, PathBuf)>> {
 
 /// Puts the kernel and the modules that guests need in the layout of [`GuestKernel`], complete or not at all.
 fn lay_out(unpacked: &Path, ready: &Path) -> Result<GuestKernel> {
-    let (release, tree) =
-        find_release(unpacked)?.with_context(|| format!("{} holds no kernel with modules", unpacked.display()))?;
+    let (release, tree) = find_release(unpacked)?
+        .with_context(|| format!("{} holds no kernel with modules", unpacked.display()))?;
     let staging = ready.with_extension("partial");
     let _ = fs::remove_dir_all(&staging);
     let place = staging.join("modules");
@@ -196,21 +238,32 @@ fn lay_out(unpacked: &Path, ready: &Path) -> Result<GuestKernel> {
             let path = entry?.path();
             if path.is_dir() {
                 open.push(path);
-            } else if let Some(name) = path.file_name().filter(|name| is_guest_module(&name.to_string_lossy())) {
+            } else if let Some(name) = path
+                .file_name()
+                .filter(|name| is_guest_module(&name.to_string_lossy()))
+            {
                 fs::copy(&path, place.join(name)).with_context(|| format!("copying {}", path.display()))?;
             }
         }
     }
-    fs::copy(unpacked.join("boot").join(format!("vmlinuz-{release}")), staging.join("vmlinuz"))
-        .context("copying the kernel image")?;
+    fs::copy(
+        unpacked.join("boot").join(format!("vmlinuz-{release}")),
+        staging.join("vmlinuz"),
+    )
+    .context("copying the kernel image")?;
     fs::write(staging.join("release"), format!("{release}\n")).context("writing the release")?;
     fs::rename(&staging, ready).with_context(|| format!("naming {}", ready.display()))?;
-    Ok(GuestKernel { directory: ready.to_owned(), release })
+    Ok(GuestKernel {
+        directory: ready.to_owned(),
+        release,
+    })
 }
 
 /// Whether guests may need this module file; what they really load is the daemon's to say.
 fn is_guest_module(name: &str) -> bool {
-    let Some(stem) = name.strip_suffix(".ko") else { return false };
+    let Some(stem) = name.strip_suffix(".ko") else {
+        return false;
+    };
     GUEST_MODULES.contains(&stem.replace('-', "_").as_str())
 }
 
@@ -226,7 +279,10 @@ fn download_kernel() -> Result<GuestKernel> {
         .with_context(|| format!("listing {}", cache.display()))?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .find(|path| {
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+                .unwrap_or_default();
             name.starts_with(&package) && path.extension().is_some_and(|extension| extension == "deb")
         })
         .with_context(|| format!("apt-get download left no {package}*.deb in {}", cache.display()))?;
@@ -237,7 +293,11 @@ fn download_kernel() -> Result<GuestKernel> {
         .args([&archive, &partial])
         .status()
         .context("starting dpkg-deb")?;
-    ensure!(status.success(), "unpacking {} failed: {status}", archive.display());
+    ensure!(
+        status.success(),
+        "unpacking {} failed: {status}",
+        archive.display()
+    );
     let kernel = lay_out(&partial, &cache.join("ready"))?;
     let _ = fs::remove_dir_all(&partial);
     Ok(kernel)
@@ -283,7 +343,13 @@ fn apt_get(arguments: &[&str], directory: &Path) -> Result<()> {
         .open(&log)
         .with_context(|| format!("opening {}", log.display()))?;
     let status = Command::new("apt-get")
-        .args(["-q", "-o", "DPkg::Lock::Timeout=120", "-o", "APT::Sandbox::User=root"])
+        .args([
+            "-q",
+            "-o",
+            "DPkg::Lock::Timeout=120",
+            "-o",
+            "APT::Sandbox::User=root",
+        ])
         .args(arguments)
         .current_dir(directory)
         .env("DEBIAN_FRONTEND", "noninteractive")
@@ -297,7 +363,11 @@ fn apt_get(arguments: &[&str], directory: &Path) -> Result<()> {
         for line in lines.iter().skip(lines.len().saturating_sub(15)) {
             eprintln!("apt-get: {line}");
         }
-        bail!("apt-get {} failed: {status}; see {}", arguments.join(" "), log.display());
+        bail!(
+            "apt-get {} failed: {status}; see {}",
+            arguments.join(" "),
+            log.display()
+        );
     }
     Ok(())
 }
@@ -309,7 +379,10 @@ mod tests {
     #[test]
     fn the_kernel_is_what_the_metapackage_depends_on() {
         let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
-        assert_eq!(parse_depends(text).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
+        assert_eq!(
+            parse_depends(text).as_deref(),
+            Some("linux-image-6.1.0-56-cloud-amd64")
+        );
         assert_eq!(parse_depends("linux-image-cloud-amd64\n"), None);
     }
 
@@ -329,7 +402,10 @@ mod tests {
         let kernel = lay_out(&unpacked, &ready).unwrap();
         assert_eq!(kernel.release, "6.1.0-1");
         assert!(kernel.image().is_file());
-        let modules: Vec<_> = fs::read_dir(kernel.modules()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let modules: Vec<_> = fs::read_dir(kernel.modules())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(modules, ["virtio-rng.ko"]);
     }
 }

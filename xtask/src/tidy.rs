@@ -28,12 +28,36 @@ const EDGES: &[(&str, &[&str])] = &[
     ("store", &["model"]),
     ("image", &["model", "sys", "store"]),
     ("standby", &["model"]),
-    ("instance", &["model", "sys", "guest", "hypervisor", "network", "image", "store", "keeper", "cgroup"]),
+    (
+        "instance",
+        &[
+            "model",
+            "sys",
+            "guest",
+            "hypervisor",
+            "network",
+            "image",
+            "store",
+            "keeper",
+            "cgroup",
+        ],
+    ),
     (
         "daemon",
         &[
-            "model", "sys", "proto", "conntrack", "network", "hypervisor", "guest", "image", "store", "standby",
-            "instance", "keeper", "cgroup",
+            "model",
+            "sys",
+            "proto",
+            "conntrack",
+            "network",
+            "hypervisor",
+            "guest",
+            "image",
+            "store",
+            "standby",
+            "instance",
+            "keeper",
+            "cgroup",
         ],
     ),
     ("client", &["model", "proto"]),
@@ -60,15 +84,27 @@ const PURE: &[&str] = &[
 
 /// What a pure file may not name.
 const IMPURE: &[&str] = &[
-    "tokio", "std::fs", "std::net::Tcp", "std::net::Udp", "std::os", "std::process", "std::thread", "std::env",
-    "Instant::now", "SystemTime", "async fn", ".await", "nix::", "libc::",
+    "tokio",
+    "std::fs",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "std::os",
+    "std::process",
+    "std::thread",
+    "std::env",
+    "Instant::now",
+    "SystemTime",
+    "async fn",
+    ".await",
+    "nix::",
+    "libc::",
 ];
 
 /// Words that name nothing.
 const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "helper", "helpers", "misc"];
 
 /// Runs every check; prints each fault with its place.
-pub fn run() -> Result<ExitCode> {
+pub(crate) fn run() -> Result<ExitCode> {
     let root = workspace();
     let mut faults = Vec::new();
     let sources = rust_files(&root)?;
@@ -81,13 +117,20 @@ pub fn run() -> Result<ExitCode> {
         println!("tidy: {fault}");
     }
     println!("tidy: {} files, {} faults", sources.len(), faults.len());
-    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if faults.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// All Rust sources outside the target directories, in a stable order.
 fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let mut open: Vec<PathBuf> = ["crates", "bins", "sim", "xtask", "tests"].iter().map(|d| root.join(d)).collect();
+    let mut open: Vec<PathBuf> = ["crates", "bins", "sim", "xtask", "tests"]
+        .iter()
+        .map(|d| root.join(d))
+        .collect();
     while let Some(directory) = open.pop() {
         for entry in fs::read_dir(&directory).with_context(|| format!("listing {}", directory.display()))? {
             let path = entry?.path();
@@ -110,7 +153,10 @@ fn check_file(root: &Path, file: &Path, faults: &mut Vec<String>) -> Result<()> 
     if lines > MAX_LINES && !generated {
         faults.push(format!("{place}: {lines} lines, at most {MAX_LINES}"));
     }
-    let stem = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = file
+        .file_stem()
+        .map(|s| s.to_string_lossy().into_owned())
+        .unwrap_or_default();
     if EMPTY_NAMES.contains(&stem.as_str()) {
         faults.push(format!("{place}: the name says nothing"));
     }
@@ -139,15 +185,23 @@ fn check_manifests(root: &Path, faults: &mut Vec<String>) -> Result<()> {
     for shelf in ["crates", "bins"] {
         for entry in fs::read_dir(root.join(shelf))? {
             let directory = entry?.path();
-            let room = directory.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let room = directory
+                .file_name()
+                .map(|n| n.to_string_lossy().into_owned())
+                .unwrap_or_default();
             let manifest = directory.join("Cargo.toml");
-            let text = fs::read_to_string(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
+            let text =
+                fs::read_to_string(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
             check_edges(&room, &text, faults);
             if !text.contains("[lints]\nworkspace = true") && room != "sys" {
-                faults.push(format!("{shelf}/{room}: does not inherit the lints of the workspace"));
+                faults.push(format!(
+                    "{shelf}/{room}: does not inherit the lints of the workspace"
+                ));
             }
             if text.contains("path = \"../") {
-                faults.push(format!("{shelf}/{room}: a dependency bypasses the workspace table"));
+                faults.push(format!(
+                    "{shelf}/{room}: a dependency bypasses the workspace table"
+                ));
             }
         }
     }
@@ -169,10 +223,14 @@ fn check_edges(room: &str, manifest: &str, faults: &mut Vec<String>) {
         if line.starts_with('[') {
             shipped = line == "[dependencies]";
         }
-        let Some(rest) = line.strip_prefix("dormouse-").filter(|_| shipped) else { continue };
+        let Some(rest) = line.strip_prefix("dormouse-").filter(|_| shipped) else {
+            continue;
+        };
         let name = rest.split(['.', ' ', '=']).next().unwrap_or("");
         if !allowed.contains(&name) {
-            faults.push(format!("{room}: depends on {name}, which the table of edges does not allow"));
+            faults.push(format!(
+                "{room}: depends on {name}, which the table of edges does not allow"
+            ));
         }
     }
 }
@@ -185,7 +243,9 @@ fn check_coverage(root: &Path, faults: &mut Vec<String>) -> Result<()> {
         return Ok(());
     }
     for (number, line) in fs::read_to_string(&path)?.lines().enumerate() {
-        let Some((_, rest)) = line.split_once("ours at `") else { continue };
+        let Some((_, rest)) = line.split_once("ours at `") else {
+            continue;
+        };
         let named = rest.split('`').next().unwrap_or("");
         let file = named.split("::").next().unwrap_or(named);
         if !root.join(file).exists() {

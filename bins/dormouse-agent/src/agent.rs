@@ -165,16 +165,10 @@ impl Agent {
                 self.say(&Message::Pong { nonce, unix_nanos });
             }
             Effect::Signal { pid, signal } => {
-                let sent = i32::try_from(signal)
-                    .ok()
-                    .and_then(|number| Signal::try_from(number).ok());
-                let target = i32::try_from(pid).map(Pid::from_raw);
-                if let (Some(signal), Ok(target)) = (sent, target) {
-                    // It may have ended meanwhile; its exit is on the reaper's pipe then.
-                    let _gone = kill(target, signal);
-                } else {
+                // It may have ended meanwhile; its exit is on the reaper's pipe then.
+                if let Err(error) = dormouse_sys::guest::send_signal(pid, signal) {
                     say(format_args!(
-                        "there is no signal {signal}: waiting for the kill instead"
+                        "cannot send signal {signal} to the workload: {error}"
                     ));
                 }
             }

@@ -123,13 +123,13 @@ pub(crate) struct CreateArguments {
     /// Where memory lives: auto, tmpfs, spill or disk.
     #[arg(long, value_name = "PLACE")]
     pub(crate) placement: Option<String>,
-    /// Environment: KEY=VALUE, or KEY to pass on this shell's.
+    /// Environment: `KEY=VALUE`, or `KEY` to pass on this shell's.
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// File of environment, one KEY[=VALUE] a line; `#` begins a comment.
+    /// File of environment, one `KEY[=VALUE]` a line; `#` begins a comment.
     #[arg(long, value_name = "FILE")]
     pub(crate) env_file: Vec<PathBuf>,
-    /// Label: KEY[=VALUE].
+    /// Label: `KEY[=VALUE]`.
     #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
     pub(crate) label: Vec<String>,
     /// Working directory.
@@ -181,7 +181,7 @@ pub(crate) struct PsArguments {
     /// Print ids only.
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// state=STATE[,STATE], label=KEY[=VALUE] or name=PART; all that are given must hold.
+    /// `state=STATE,…`, `label=KEY[=VALUE]` or `name=PART`; all that are given must hold.
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) filter: Vec<String>,
     /// `wide` for all columns.

@@ -54,6 +54,7 @@ pub(crate) fn instance(from: &v1::Instance) -> Value {
         "state_changed_at": time(from.state_changed_at.as_ref()),
         "last_wake_ms": from.last_wake_ms,
         "last_standby_ms": from.last_standby_ms,
+        "last_commit_ms": from.last_commit_ms,
         "memory_held_bytes": from.memory_held_bytes,
         "generation": from.generation,
         "pid": from.pid,

@@ -93,7 +93,11 @@ impl<T> BarrierBook<T> {
     /// An empty book for at most `waiting_max` questions at a time.
     #[must_use]
     pub const fn new(waiting_max: usize) -> Self {
-        Self { waiting: Vec::new(), waiting_max, last_sequence: 0 }
+        Self {
+            waiting: Vec::new(),
+            waiting_max,
+            last_sequence: 0,
+        }
     }
 
     /// Enters a question asked in `epoch` and returns the sequence number to send it with: never 0,
@@ -101,9 +105,20 @@ impl<T> BarrierBook<T> {
     ///
     /// # Errors
     /// The caller back, when too many wait.
-    pub fn ask(&mut self, now: MonoTime, epoch: Epoch, patience: Duration, caller: T) -> Result<u32, (T, BarrierError)> {
+    pub fn ask(
+        &mut self,
+        now: MonoTime,
+        epoch: Epoch,
+        patience: Duration,
+        caller: T,
+    ) -> Result<u32, (T, BarrierError)> {
         if self.waiting.len() >= self.waiting_max {
-            return Err((caller, BarrierError::Busy { waiting: self.waiting.len() }));
+            return Err((
+                caller,
+                BarrierError::Busy {
+                    waiting: self.waiting.len(),
+                },
+            ));
         }
         loop {
             self.last_sequence = self.last_sequence.wrapping_add(1).max(1);
@@ -112,7 +127,14 @@ impl<T> BarrierBook<T> {
             }
         }
         let sequence = self.last_sequence;
-        self.waiting.push(Waiting { sequence, epoch, asked: now, patience, answered: false, caller });
+        self.waiting.push(Waiting {
+            sequence,
+            epoch,
+            asked: now,
+            patience,
+            answered: false,
+            caller,
+        });
         Ok(sequence)
     }
 
@@ -163,7 +185,11 @@ impl<T> BarrierBook<T> {
             .extract_if(.., |one| which(one))
             .map(|one| {
                 let result = result(&one);
-                Ended { caller: one.caller, asked: one.asked, result }
+                Ended {
+                    caller: one.caller,
+                    asked: one.asked,
+                    result,
+                }
             })
             .collect()
     }
@@ -202,7 +228,10 @@ mod tests {
         let first = book.ask(at(0), Epoch(1), PATIENCE, 'a').unwrap();
         book.answered(first);
         let reason = Some(SightLoss::Overrun);
-        assert_eq!(results(book.void(reason)), [('a', Err(BarrierError::Blind { reason }))]);
+        assert_eq!(
+            results(book.void(reason)),
+            [('a', Err(BarrierError::Blind { reason }))]
+        );
         assert!(book.settle().is_empty());
     }
 
@@ -223,6 +252,9 @@ mod tests {
         let mut book = BarrierBook::new(1);
         book.last_sequence = u32::MAX;
         assert_eq!(book.ask(at(0), Epoch(1), PATIENCE, 'a'), Ok(1));
-        assert_eq!(book.ask(at(0), Epoch(1), PATIENCE, 'b'), Err(('b', BarrierError::Busy { waiting: 1 })));
+        assert_eq!(
+            book.ask(at(0), Epoch(1), PATIENCE, 'b'),
+            Err(('b', BarrierError::Busy { waiting: 1 }))
+        );
     }
 }

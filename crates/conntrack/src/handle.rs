@@ -41,7 +41,13 @@ impl ObserverHandle {
         sight: watch::Receiver<Sight>,
         namespace: Option<Arc<Namespace>>,
     ) -> Self {
-        Self { barriers, resync, sight, namespace, lists: Arc::new(Semaphore::new(LISTS_MAX)) }
+        Self {
+            barriers,
+            resync,
+            sight,
+            namespace,
+            lists: Arc::new(Semaphore::new(LISTS_MAX)),
+        }
     }
 
     /// Waits until the observer is level with the kernel: when this returns `Ok`, everything that the
@@ -61,7 +67,9 @@ impl ObserverHandle {
         match self.barriers.try_send(BarrierRequest { patience, answer }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
-                return Err(BarrierError::Busy { waiting: self.barriers.max_capacity() });
+                return Err(BarrierError::Busy {
+                    waiting: self.barriers.max_capacity(),
+                });
             }
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(BarrierError::NotRunning),
         }
@@ -101,7 +109,10 @@ impl ObserverHandle {
     /// See [`ListError`].
     pub async fn list(&self, filter: ListFilter, patience: Duration) -> Result<Vec<Flow>, ListError> {
         let work = async {
-            let turn = Arc::clone(&self.lists).acquire_owned().await.map_err(|_| ListError::GivenUp)?;
+            let turn = Arc::clone(&self.lists)
+                .acquire_owned()
+                .await
+                .map_err(|_| ListError::GivenUp)?;
             let namespace = self.namespace.clone();
             let listed = tokio::task::spawn_blocking(move || {
                 // Held until the walk is over even if the caller has left.
@@ -110,6 +121,8 @@ impl ObserverHandle {
             });
             listed.await.map_err(|_| ListError::GivenUp)?
         };
-        tokio::time::timeout(patience, work).await.unwrap_or(Err(ListError::Timeout { waited: patience }))
+        tokio::time::timeout(patience, work)
+            .await
+            .unwrap_or(Err(ListError::Timeout { waited: patience }))
     }
 }

@@ -13,8 +13,9 @@ use tokio::io::unix::AsyncFd;
 /// `NFNLGRP_CONNTRACK_NEW`, `_UPDATE`, `_DESTROY` (include/uapi/linux/netfilter/nfnetlink.h).
 const GROUPS: [u32; 3] = [1, 2, 3];
 
-/// What the event socket is watched for; an overrun shows as an error.
-pub(crate) const INTEREST: Interest = Interest::READABLE.add(Interest::ERROR);
+/// What the event socket is watched for. An overrun needs no watch of its own: it only happens while
+/// something is queued. (And `AsyncFd::try_io` takes no mixed interest: it finds the socket never ready.)
+pub(crate) const INTEREST: Interest = Interest::READABLE;
 
 /// Why a netlink socket could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +55,9 @@ impl Fault for LinkError {
 /// Opens a netfilter netlink socket in `namespace`, the caller's own when `None`.
 pub(crate) fn open(namespace: Option<&Namespace>) -> Result<Socket, LinkError> {
     let made = match namespace {
-        Some(namespace) => {
-            namespace.within(|| Socket::new(NETLINK_NETFILTER)).map_err(LinkError::Namespace)?
-        }
+        Some(namespace) => namespace
+            .within(|| Socket::new(NETLINK_NETFILTER))
+            .map_err(LinkError::Namespace)?,
         None => Socket::new(NETLINK_NETFILTER),
     };
     made.map_err(LinkError::Socket)

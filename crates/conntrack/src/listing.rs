@@ -16,6 +16,7 @@ use dormouse_sys::netns::Namespace;
 use netlink_sys::Socket;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use tokio::sync::mpsc;
 
 use crate::link::{self, LinkError};
 use crate::wire::{Body, WireError, messages, request};
@@ -29,7 +30,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 pub enum ListFilter {
     /// All.
     All,
-    /// Those that this address answers. The kernel filters.
+    /// Those that this address answers; for IPv4 the kernel filters.
     Responder(IpAddr),
     /// Those that any of these addresses answers. One walk of the table, filtered here.
     Responders(HashSet<IpAddr>),
@@ -160,13 +161,22 @@ impl Listing {
         let socket = link::open(namespace)?;
         link::ask(&socket, &filter.request(SEQUENCE)).map_err(ListError::Ask)?;
         let buffer = vec![0; BUFFER_BYTES];
-        Ok(Self { socket, filter, buffer, began: Instant::now(), patience, interrupted: false })
+        Ok(Self {
+            socket,
+            filter,
+            buffer,
+            began: Instant::now(),
+            patience,
+            interrupted: false,
+        })
     }
 
     /// Waits for one datagram of the listing and appends its flows.
     pub(crate) fn more(&mut self, flows: &mut Vec<Flow>) -> Result<Progress, ListError> {
         let length = self.receive()?;
-        let datagram = self.buffer.get(..length).ok_or(WireError::Truncated { slot: self.buffer.len() })?;
+        let datagram = self.buffer.get(..length).ok_or(WireError::Truncated {
+            slot: self.buffer.len(),
+        })?;
         for message in messages(datagram) {
             let message = message?;
             self.interrupted |= message.interrupted;
@@ -177,11 +187,17 @@ impl Listing {
                     }
                 }
                 Body::Answer { errno: 0 } | Body::Gone(_) | Body::Other => {}
-                Body::Answer { errno } => return Err(ListError::Refused(io::Error::from_raw_os_error(errno))),
+                Body::Answer { errno } => {
+                    return Err(ListError::Refused(io::Error::from_raw_os_error(errno)));
+                }
                 Body::Done { errno: 0 } if self.interrupted => return Err(ListError::Interrupted),
                 Body::Done { errno: 0 } => return Ok(Progress::Done),
                 Body::Done { errno } => return Err(ListError::Refused(io::Error::from_raw_os_error(errno))),
-                Body::Overrun => return Err(ListError::Receive(io::Error::from_raw_os_error(nix::libc::ENOBUFS))),
+                Body::Overrun => {
+                    return Err(ListError::Receive(io::Error::from_raw_os_error(
+                        nix::libc::ENOBUFS,
+                    )));
+                }
             }
         }
         Ok(Progress::More)
@@ -189,12 +205,21 @@ impl Listing {
 
     fn receive(&mut self) -> Result<usize, ListError> {
         loop {
-            let timeout = || ListError::Timeout { waited: self.patience };
-            let left = self.patience.checked_sub(self.began.elapsed()).ok_or_else(timeout)?;
+            let timeout = || ListError::Timeout {
+                waited: self.patience,
+            };
+            let left = self
+                .patience
+                .checked_sub(self.began.elapsed())
+                .ok_or_else(timeout)?;
             // Zero would mean "for ever".
             let micros = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
-            setsockopt(&self.socket.as_fd(), sockopt::ReceiveTimeout, &TimeVal::microseconds(micros))
-                .map_err(|error| ListError::Receive(error.into()))?;
+            setsockopt(
+                &self.socket.as_fd(),
+                sockopt::ReceiveTimeout,
+                &TimeVal::microseconds(micros),
+            )
+            .map_err(|error| ListError::Receive(error.into()))?;
             match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
                 Ok(length) => return Ok(length),
                 Err(nix::Error::EINTR) => {}
@@ -203,4 +228,29 @@ impl Listing {
             }
         }
     }
+}
+
+/// What a listing's thread hands over.
+#[derive(Debug)]
+pub(crate) enum Chunk {
+    Flows(Vec<Flow>),
+    End(Result<(), ListError>),
+}
+
+/// Lists everything into `chunks` until the end or until nobody wants it any more.
+pub(crate) fn list_into(namespace: Option<&Namespace>, patience: Duration, chunks: &mpsc::Sender<Chunk>) {
+    let result = Listing::open(namespace, ListFilter::All, patience).and_then(|mut listing| {
+        loop {
+            let mut flows = Vec::with_capacity(256);
+            let progress = listing.more(&mut flows)?;
+            if !flows.is_empty() && chunks.blocking_send(Chunk::Flows(flows)).is_err() {
+                return Err(ListError::GivenUp);
+            }
+            if progress == Progress::Done {
+                return Ok(());
+            }
+        }
+    });
+    // Nobody listens after `GivenUp`.
+    let _ = chunks.blocking_send(Chunk::End(result));
 }

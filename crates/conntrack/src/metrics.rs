@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use dormouse_model::SightLoss;
-use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
 
 use crate::barrier::BarrierError;
 use crate::sync::Delta;
@@ -12,7 +15,7 @@ use crate::sync::Delta;
 const EVENTS: &str = "dormouse_observer_events_total";
 const SIGHT_LOST: &str = "dormouse_observer_sight_lost_total";
 const SYNCED: &str = "dormouse_observer_synced";
-const BLIND: &str = "dormouse_observer_blind_seconds_total";
+const BLIND: &str = "dormouse_observer_blind_seconds";
 const LISTINGS: &str = "dormouse_observer_listings_total";
 const LISTING_SECONDS: &str = "dormouse_observer_listing_seconds";
 const LISTED: &str = "dormouse_observer_listed_flows_total";
@@ -66,17 +69,29 @@ impl std::fmt::Debug for Metrics {
 impl Metrics {
     pub(crate) fn new() -> Self {
         describe_counter!(EVENTS, "Events of the kernel's connection tracking, by kind.");
-        describe_counter!(SIGHT_LOST, "Times that the observer may have missed something, by reason.");
+        describe_counter!(
+            SIGHT_LOST,
+            "Times that the observer may have missed something, by reason."
+        );
         describe_gauge!(SYNCED, "1 while the observer knows the whole table, else 0.");
-        describe_gauge!(BLIND, "Seconds, summed up, in which something may have been missed.");
+        describe_gauge!(
+            BLIND,
+            "Seconds, summed up, in which something may have been missed."
+        );
         describe_counter!(LISTINGS, "Listings of the kernel's table, by how they ended.");
         describe_histogram!(LISTING_SECONDS, "Duration of complete listings.");
         describe_counter!(LISTED, "Flows that listings brought.");
         describe_counter!(BARRIERS, "Barriers asked for, by how they ended.");
         describe_histogram!(BARRIER_SECONDS, "Time from asking for a barrier to its answer.");
-        describe_counter!(FOREIGN, "Messages on the event socket that did not come from the kernel.");
+        describe_counter!(
+            FOREIGN,
+            "Messages on the event socket that did not come from the kernel."
+        );
         describe_counter!(QUEUE_BLOCKED, "Times that the queue to the consumer was full.");
-        describe_gauge!(RECEIVE_BUFFER, "Size of the event socket's buffer as the kernel accounts it.");
+        describe_gauge!(
+            RECEIVE_BUFFER,
+            "Size of the event socket's buffer as the kernel accounts it."
+        );
         Self {
             opened: counter!(EVENTS, "event" => "opened"),
             changed: counter!(EVENTS, "event" => "changed"),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_model::error::chain;
-use dormouse_model::{Attempt, Bytes, Epoch, Flow, MonoTime, SightLoss};
+use dormouse_model::{Attempt, Bytes, Epoch, MonoTime, SightLoss};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::socket::{NetlinkReceiver, ReceiveBufferRule};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use crate::barrier::{BarrierBook, BarrierError, Ended};
 use crate::handle::{BarrierRequest, ObserverHandle};
 use crate::link::{self, Link, LinkError, Subscribed};
-use crate::listing::{ListError, ListFilter, Listing, Progress};
+use crate::listing::{Chunk, ListError, list_into};
 use crate::metrics::{ListingEnd, Metrics};
 use crate::queue::{self, Batch, Observations, Outlet, Sent};
 use crate::sync::{Sight, SyncConfig, SyncEffect, SyncInput, SyncMachine};
@@ -42,6 +42,9 @@ pub struct ObserverConfig {
     /// The buffer to ask for on the event socket. The kernel accounts twice as much; an event takes
     /// about 1 KiB of it.
     pub receive_buffer: Bytes,
+    /// How long to leave the event socket alone between reads once they follow each other faster than
+    /// this: an event alone is read at once, a storm in bursts of many. A barrier never waits for it.
+    pub coalesce: Duration,
     /// Most batches in the queue to the consumer, at least 2.
     pub queue_batches_max: usize,
     /// How long a full queue is waited for before what waits is dropped and sight is lost.
@@ -59,6 +62,7 @@ impl ObserverConfig {
         Self {
             namespace,
             receive_buffer: Bytes::mib(40),
+            coalesce: Duration::from_millis(1),
             queue_batches_max: 1024,
             queue_patience: Duration::from_secs(1),
             barriers_max: 256,
@@ -83,6 +87,9 @@ pub struct Observer {
     batch: Batch,
     /// Since when the queue has had no room for `batch`.
     full_since: Option<MonoTime>,
+    last_read: MonoTime,
+    /// Until when the event socket is left alone.
+    pause_until: Option<MonoTime>,
     sight: watch::Sender<Sight>,
     metrics: Metrics,
 }
@@ -95,14 +102,11 @@ struct RunningListing {
 }
 
 #[derive(Debug)]
-enum Chunk {
-    Flows(Vec<Flow>),
-    End(Result<(), ListError>),
-}
-
-#[derive(Debug)]
 enum ThreadEnd {
-    Opened { attempt: Attempt, result: Result<Subscribed, LinkError> },
+    Opened {
+        attempt: Attempt,
+        result: Result<Subscribed, LinkError>,
+    },
     Listed,
 }
 
@@ -140,6 +144,8 @@ impl Observer {
             outlet,
             batch: Batch::new(),
             full_since: None,
+            last_read: MonoTime::default(),
+            pause_until: None,
             sight,
             metrics: Metrics::new(),
             config,
@@ -175,9 +181,10 @@ impl Observer {
 
     async fn next_wake(&mut self) -> Wake {
         let deadline = self.next_deadline();
-        let reads = self.full_since.is_none();
-        let lists = reads && self.outlet.has_room_for_listing();
-        let wants_room = !reads || self.machine.waits_for_room() || (self.listing.is_some() && !lists);
+        let flows = self.full_since.is_none();
+        let reads = flows && (self.pause_until.is_none() || self.barriers.next_deadline().is_some());
+        let lists = flows && self.outlet.has_room_for_listing();
+        let wants_room = !flows || self.machine.waits_for_room() || (self.listing.is_some() && !lists);
         tokio::select! {
             () = readable(self.link.as_ref()), if reads => Wake::Readable,
             Some(asked) = self.requests.recv() => Wake::Barrier(asked),
@@ -195,12 +202,26 @@ impl Observer {
     }
 
     fn next_deadline(&self) -> Option<MonoTime> {
-        let full = self.full_since.map(|since| since.plus(self.config.queue_patience));
-        [self.machine.next_deadline(), self.barriers.next_deadline(), full].into_iter().flatten().min()
+        let full = self
+            .full_since
+            .map(|since| since.plus(self.config.queue_patience));
+        [
+            self.machine.next_deadline(),
+            self.barriers.next_deadline(),
+            full,
+            self.pause_until,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn deadlines(&mut self, now: MonoTime) {
-        if self.full_since.is_some_and(|since| since.plus(self.config.queue_patience) <= now) {
+        self.pause_until.take_if(|until| *until <= now);
+        if self
+            .full_since
+            .is_some_and(|since| since.plus(self.config.queue_patience) <= now)
+        {
             self.full_since = None;
             self.batch.clear();
             self.handle(now, SyncInput::QueueFull);
@@ -239,8 +260,13 @@ impl Observer {
             SyncEffect::Disconnect => self.link = None,
             SyncEffect::StartDump { epoch } => {
                 let (sender, chunks) = mpsc::channel(LISTING_CHUNKS_MAX);
-                let (namespace, patience) = (self.config.namespace.clone(), self.config.sync.listing_deadline);
-                self.listing = Some(RunningListing { epoch, began: now, chunks });
+                let (namespace, patience) =
+                    (self.config.namespace.clone(), self.config.sync.listing_deadline);
+                self.listing = Some(RunningListing {
+                    epoch,
+                    began: now,
+                    chunks,
+                });
                 self.threads.spawn_blocking(move || {
                     list_into(namespace.as_deref(), patience, &sender);
                     ThreadEnd::Listed
@@ -248,7 +274,8 @@ impl Observer {
             }
             SyncEffect::StopDump { epoch } => {
                 if let Some(listing) = self.listing.take_if(|one| one.epoch == epoch) {
-                    self.metrics.listing(ListingEnd::Stopped, now.since(listing.began));
+                    self.metrics
+                        .listing(ListingEnd::Stopped, now.since(listing.began));
                 }
             }
         }
@@ -270,10 +297,14 @@ impl Observer {
                 tracing::warn!(reason, "observer lost sight");
             }
         }
-        if let Sight::Blind { reason: Some(reason), .. } = after {
+        if let Sight::Blind {
+            reason: Some(reason), ..
+        } = after
+        {
             self.metrics.sight_lost(reason);
         }
-        self.metrics.sight(matches!(after, Sight::Synced { .. }), blind_for);
+        self.metrics
+            .sight(matches!(after, Sight::Synced { .. }), blind_for);
         self.sight.send_replace(after);
         let reason = match after {
             Sight::Blind { reason, .. } => reason,
@@ -301,10 +332,16 @@ impl Observer {
     }
 
     fn read(&mut self, now: MonoTime, receiver: &mut NetlinkReceiver) {
+        let storm = now.since(self.last_read) < self.config.coalesce;
+        self.pause_until = storm.then(|| now.plus(self.config.coalesce));
+        self.last_read = now;
         for _ in 0..BURSTS_A_TURN {
             let Some(link) = &self.link else { return };
             let descriptor = link.descriptor();
-            match link.socket().try_io(link::INTEREST, |_| receiver.receive(descriptor)) {
+            match link
+                .socket()
+                .try_io(link::INTEREST, |_| receiver.receive(descriptor))
+            {
                 Ok(_) => self.decode(now, receiver),
                 Err(error) => {
                     match error.kind() {
@@ -363,15 +400,36 @@ impl Observer {
     }
 
     fn ask_barrier(&mut self, now: MonoTime, asked: BarrierRequest) {
-        let blind = |reason| Ended { caller: (), asked: now, result: Err(BarrierError::Blind { reason }) }.result;
+        let blind = |reason| {
+            Ended {
+                caller: (),
+                asked: now,
+                result: Err(BarrierError::Blind { reason }),
+            }
+            .result
+        };
         let (epoch, link) = match (self.machine.sight(), &self.link) {
             (Sight::Synced { epoch, .. }, Some(link)) => (epoch, link),
             (Sight::Blind { reason, .. }, _) => {
-                self.answer(now, vec![Ended { caller: asked.answer, asked: now, result: blind(reason) }]);
+                self.answer(
+                    now,
+                    vec![Ended {
+                        caller: asked.answer,
+                        asked: now,
+                        result: blind(reason),
+                    }],
+                );
                 return;
             }
             (Sight::Synced { .. } | Sight::Listing { .. }, _) => {
-                self.answer(now, vec![Ended { caller: asked.answer, asked: now, result: blind(None) }]);
+                self.answer(
+                    now,
+                    vec![Ended {
+                        caller: asked.answer,
+                        asked: now,
+                        result: blind(None),
+                    }],
+                );
                 return;
             }
         };
@@ -383,21 +441,31 @@ impl Observer {
                 }
             }
             Err((caller, error)) => {
-                self.answer(now, vec![Ended { caller, asked: now, result: Err(error) }]);
+                self.answer(
+                    now,
+                    vec![Ended {
+                        caller,
+                        asked: now,
+                        result: Err(error),
+                    }],
+                );
             }
         }
     }
 
     fn answer(&self, now: MonoTime, ended: Vec<Ended<oneshot::Sender<Result<Epoch, BarrierError>>>>) {
         for one in ended {
-            self.metrics.barrier(one.result.as_ref().err(), now.since(one.asked));
+            self.metrics
+                .barrier(one.result.as_ref().err(), now.since(one.asked));
             // A caller that no longer waits is its own affair.
             let _ = one.caller.send(one.result);
         }
     }
 
     fn take_chunk(&mut self, now: MonoTime, chunk: Option<Chunk>) {
-        let Some(RunningListing { epoch, began, .. }) = self.listing else { return };
+        let Some(RunningListing { epoch, began, .. }) = self.listing else {
+            return;
+        };
         let took = now.since(began);
         match chunk {
             Some(Chunk::Flows(flows)) => {
@@ -409,11 +477,23 @@ impl Observer {
             }
             Some(Chunk::End(Ok(()))) => {
                 self.metrics.listing(ListingEnd::Complete, took);
-                self.handle(now, SyncInput::DumpDone { epoch, interrupted: false });
+                self.handle(
+                    now,
+                    SyncInput::DumpDone {
+                        epoch,
+                        interrupted: false,
+                    },
+                );
             }
             Some(Chunk::End(Err(ListError::Interrupted))) => {
                 self.metrics.listing(ListingEnd::Interrupted, took);
-                self.handle(now, SyncInput::DumpDone { epoch, interrupted: true });
+                self.handle(
+                    now,
+                    SyncInput::DumpDone {
+                        epoch,
+                        interrupted: true,
+                    },
+                );
             }
             Some(Chunk::End(Err(error))) => {
                 tracing::warn!(error = chain(&error), "cannot list connections");
@@ -430,14 +510,19 @@ impl Observer {
     }
 
     fn take_thread(&mut self, now: MonoTime, end: ThreadEnd) {
-        let ThreadEnd::Opened { attempt, result } = end else { return };
+        let ThreadEnd::Opened { attempt, result } = end else {
+            return;
+        };
         if !self.machine.awaits_connection(attempt) {
             return;
         }
         let watched = result.map_err(|error| chain(&error)).and_then(|subscribed| {
             self.metrics.receive_buffer(subscribed.buffer);
             if subscribed.rule == ReceiveBufferRule::Capped {
-                tracing::warn!(bytes = subscribed.buffer, "event buffer is capped by net.core.rmem_max");
+                tracing::warn!(
+                    bytes = subscribed.buffer,
+                    "event buffer is capped by net.core.rmem_max"
+                );
             }
             Link::watch(subscribed).map_err(|error| error.to_string())
         });
@@ -482,22 +567,4 @@ async fn sleep_until(deadline: Option<MonoTime>) {
 fn now() -> MonoTime {
     // The clock exists on every kernel that has what else we need; at zero nothing would ever be due.
     MonoTime::from_boot(dormouse_sys::clock::since_boot().unwrap_or_default())
-}
-
-/// Lists everything into `chunks` until the end or until nobody wants it any more.
-fn list_into(namespace: Option<&Namespace>, patience: Duration, chunks: &mpsc::Sender<Chunk>) {
-    let result = Listing::open(namespace, ListFilter::All, patience).and_then(|mut listing| {
-        loop {
-            let mut flows = Vec::with_capacity(256);
-            let progress = listing.more(&mut flows)?;
-            if !flows.is_empty() && chunks.blocking_send(Chunk::Flows(flows)).is_err() {
-                return Err(ListError::GivenUp);
-            }
-            if progress == Progress::Done {
-                return Ok(());
-            }
-        }
-    });
-    // Nobody listens after `GivenUp`.
-    let _ = chunks.blocking_send(Chunk::End(result));
 }

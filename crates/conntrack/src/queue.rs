@@ -100,6 +100,16 @@ pub(crate) fn queue(batches_max: usize) -> (Outlet, Observations) {
     let batches_max = batches_max.max(2);
     let (sender, receiver) = mpsc::channel(batches_max);
     let room = Arc::new(Notify::new());
-    let outlet = Outlet { batches: sender, room: Arc::clone(&room), batches_max };
-    (outlet, Observations { batches: receiver, room })
+    let outlet = Outlet {
+        batches: sender,
+        room: Arc::clone(&room),
+        batches_max,
+    };
+    (
+        outlet,
+        Observations {
+            batches: receiver,
+            room,
+        },
+    )
 }

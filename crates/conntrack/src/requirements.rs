@@ -187,7 +187,10 @@ fn events_setting() -> Result<EventsSetting, RequirementsError> {
 fn number(name: &'static str) -> Result<u64, RequirementsError> {
     let text = fs::read_to_string(format!("{SETTINGS}/{name}"))
         .map_err(|source| RequirementsError::Setting { name, source })?;
-    text.trim().parse().map_err(|_| RequirementsError::NotANumber { name, text: text.trim().to_owned() })
+    text.trim().parse().map_err(|_| RequirementsError::NotANumber {
+        name,
+        text: text.trim().to_owned(),
+    })
 }
 
 /// Sends a datagram from a loopback address to itself and asks for its entry.
@@ -204,11 +207,16 @@ fn tracking(address: IpAddr) -> Result<Tracking, RequirementsError> {
     match messages(&answer).next() {
         Some(Ok(message)) => match message.body {
             Body::Made(_) | Body::Entry(_) => Ok(Tracking::On),
-            Body::Answer { errno: nix::libc::ENOENT } => Ok(Tracking::Off),
+            Body::Answer {
+                errno: nix::libc::ENOENT,
+            } => Ok(Tracking::Off),
             Body::Answer { errno } => Err(RequirementsError::Probe(io::Error::from_raw_os_error(errno))),
             Body::Gone(_) | Body::Done { .. } | Body::Overrun | Body::Other => Ok(Tracking::Untried),
         },
-        Some(Err(error)) => Err(RequirementsError::Probe(io::Error::new(io::ErrorKind::InvalidData, error))),
+        Some(Err(error)) => Err(RequirementsError::Probe(io::Error::new(
+            io::ErrorKind::InvalidData,
+            error,
+        ))),
         None => Ok(Tracking::Untried),
     }
 }

@@ -36,204 +36,32 @@ use std::time::Duration;
 use dormouse_model::plant::{Plant, planted};
 use dormouse_model::{Attempt, Epoch, Flow, FlowKey, MonoTime, Observation, SightLoss};
 
-/// What one kernel event says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delta {
-    /// An entry was made.
-    Opened(Flow),
-    /// An entry changed; also the first that is heard of an entry made before the subscription.
-    Changed(Flow),
-    /// An entry was dropped.
-    Closed(FlowKey),
-}
+pub use vocabulary::{Delta, Sight, SyncConfig, SyncEffect, SyncInput};
 
-impl Delta {
-    /// The key of the entry spoken of.
-    #[must_use]
-    pub const fn key(&self) -> FlowKey {
-        match self {
-            Self::Opened(flow) | Self::Changed(flow) => flow.key,
-            Self::Closed(key) => *key,
-        }
-    }
-
-    /// The observation that tells a consumer.
-    #[must_use]
-    pub const fn observation(self) -> Observation {
-        match self {
-            Self::Opened(flow) => Observation::FlowOpened(flow),
-            Self::Changed(flow) => Observation::FlowChanged(flow),
-            Self::Closed(key) => Observation::FlowClosed(key),
-        }
-    }
-}
-
-/// What can happen to the observer.
-///
-/// `Event`, `Overrun`, `Undecodable` and `SocketFailed` speak of the socket of the last `Connected`; the
-/// shell drops that socket when it gets `Connect` or `Disconnect`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SyncInput {
-    /// A socket was opened and subscribed.
-    Connected {
-        /// The attempt of the `Connect`.
-        attempt: Attempt,
-    },
-    /// No socket could be opened.
-    ConnectFailed {
-        /// The attempt of the `Connect`.
-        attempt: Attempt,
-    },
-    /// The kernel sent a delta.
-    Event(Delta),
-    /// The listing brought an entry.
-    DumpItem {
-        /// The epoch of the `StartDump`.
-        epoch: Epoch,
-        /// The entry.
-        flow: Flow,
-    },
-    /// The listing ended.
-    DumpDone {
-        /// The epoch of the `StartDump`.
-        epoch: Epoch,
-        /// Whether the kernel marked it as interrupted (`NLM_F_DUMP_INTR`).
-        interrupted: bool,
-    },
-    /// The listing could not be had, or an entry of it could not be read.
-    DumpFailed {
-        /// The epoch of the `StartDump`.
-        epoch: Epoch,
-    },
-    /// The kernel dropped events (`ENOBUFS`).
-    Overrun,
-    /// The event socket failed.
-    SocketFailed,
-    /// A message on the event socket could not be decoded.
-    Undecodable,
-    /// The queue to the consumer was full and observations were dropped.
-    QueueFull,
-    /// After `QueueFull`: the queue has room for at least one observation again.
-    QueueRoom,
-    /// Somebody wants a fresh listing.
-    ResyncAsked,
-    /// The time of [`SyncMachine::next_deadline`] may have come.
-    DeadlineReached,
-}
-
-/// What the shell is to do, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SyncEffect {
-    /// Drop the present event socket if there is one, then open and subscribe another.
-    Connect {
-        /// To be named in the answer.
-        attempt: Attempt,
-    },
-    /// Drop the event socket.
-    Disconnect,
-    /// List all entries on another socket than the events'.
-    StartDump {
-        /// To be named in every input of this listing.
-        epoch: Epoch,
-    },
-    /// The listing is of no more use.
-    StopDump {
-        /// Which.
-        epoch: Epoch,
-    },
-    /// Hand this to the consumer.
-    Emit(Observation),
-}
-
-impl SyncEffect {
-    /// The name on logs and metrics.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Connect { .. } => "connect",
-            Self::Disconnect => "disconnect",
-            Self::StartDump { .. } => "start_dump",
-            Self::StopDump { .. } => "stop_dump",
-            Self::Emit(_) => "emit",
-        }
-    }
-}
-
-/// The pace of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SyncConfig {
-    /// Least time between the end of one listing and the start of the next. A listing that took longer
-    /// stretches the gap to its own length, so that no more than half of all time goes to listings.
-    pub listing_gap_min: Duration,
-    /// How long a listing may take.
-    pub listing_deadline: Duration,
-    /// How long opening a socket may take.
-    pub connect_deadline: Duration,
-    /// Delay after the second failure in a row; the first is retried at once, each further one after
-    /// twice the delay.
-    pub retry_delay_first: Duration,
-    /// The longest delay.
-    pub retry_delay_max: Duration,
-    /// Most keys remembered while a listing runs; when more change, the listing counts as failed.
-    pub changed_while_listing_max: usize,
-}
-
-impl SyncConfig {
-    /// The pace that the daemon uses unless told otherwise.
-    pub const STANDARD: Self = Self {
-        listing_gap_min: Duration::from_millis(250),
-        listing_deadline: Duration::from_secs(60),
-        connect_deadline: Duration::from_secs(5),
-        retry_delay_first: Duration::from_millis(100),
-        retry_delay_max: Duration::from_secs(10),
-        changed_while_listing_max: 1 << 20,
-    };
-}
-
-/// What the observer knows of the kernel's table now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sight {
-    /// Something may have been missed.
-    Blind {
-        /// Why; `None` before the first listing when nothing failed.
-        reason: Option<SightLoss>,
-        /// Since when.
-        since: MonoTime,
-    },
-    /// A listing runs and nothing was missed since it began.
-    Listing {
-        /// Its epoch.
-        epoch: Epoch,
-        /// Since when.
-        since: MonoTime,
-    },
-    /// Everything is known.
-    Synced {
-        /// Of which epoch.
-        epoch: Epoch,
-        /// Since when.
-        since: MonoTime,
-    },
-}
-
-impl Sight {
-    /// The epoch in which everything is known; `None` while it is not.
-    #[must_use]
-    pub const fn epoch(&self) -> Option<Epoch> {
-        match self {
-            Self::Synced { epoch, .. } => Some(*epoch),
-            Self::Blind { .. } | Self::Listing { .. } => None,
-        }
-    }
-}
+mod vocabulary;
 
 #[derive(Debug)]
 enum Phase {
-    Disconnected { until: MonoTime },
-    Connecting { attempt: Attempt, until: MonoTime },
-    Resting { until: MonoTime },
-    Listing { epoch: Epoch, began: MonoTime, changed: HashSet<FlowKey>, again: bool },
-    Synced { epoch: Epoch, list_at: Option<MonoTime> },
+    Disconnected {
+        until: MonoTime,
+    },
+    Connecting {
+        attempt: Attempt,
+        until: MonoTime,
+    },
+    Resting {
+        until: MonoTime,
+    },
+    Listing {
+        epoch: Epoch,
+        began: MonoTime,
+        changed: HashSet<FlowKey>,
+        again: bool,
+    },
+    Synced {
+        epoch: Epoch,
+        list_at: Option<MonoTime>,
+    },
     Stalled,
 }
 
@@ -260,7 +88,9 @@ impl SyncMachine {
     pub fn new(config: SyncConfig) -> Self {
         Self {
             config,
-            phase: Phase::Disconnected { until: MonoTime::default() },
+            phase: Phase::Disconnected {
+                until: MonoTime::default(),
+            },
             since: MonoTime::default(),
             attempt: Attempt::default(),
             epoch: Epoch::default(),
@@ -316,10 +146,14 @@ impl SyncMachine {
     pub fn sight(&self) -> Sight {
         let since = self.since;
         match &self.phase {
-            Phase::Disconnected { .. } | Phase::Connecting { .. } | Phase::Resting { .. } => {
-                Sight::Blind { reason: self.announced, since }
-            }
-            Phase::Stalled => Sight::Blind { reason: Some(SightLoss::ConsumerSlow), since },
+            Phase::Disconnected { .. } | Phase::Connecting { .. } | Phase::Resting { .. } => Sight::Blind {
+                reason: self.announced,
+                since,
+            },
+            Phase::Stalled => Sight::Blind {
+                reason: Some(SightLoss::ConsumerSlow),
+                since,
+            },
             Phase::Listing { epoch, .. } => Sight::Listing { epoch: *epoch, since },
             Phase::Synced { epoch, .. } => Sight::Synced { epoch: *epoch, since },
         }
@@ -362,7 +196,11 @@ impl SyncMachine {
 
     fn dump_item(&self, epoch: Epoch, flow: Flow, out: &mut Vec<SyncEffect>) {
         match &self.phase {
-            Phase::Listing { epoch: current, changed, .. } => {
+            Phase::Listing {
+                epoch: current,
+                changed,
+                ..
+            } => {
                 if *current == epoch && !changed.contains(&flow.key) {
                     out.push(SyncEffect::Emit(Observation::FlowListed(flow)));
                 }
@@ -390,7 +228,12 @@ impl SyncMachine {
 
     fn dump_done(&mut self, now: MonoTime, epoch: Epoch, interrupted: bool, out: &mut Vec<SyncEffect>) {
         match &self.phase {
-            Phase::Listing { epoch: current, began, again, .. } => {
+            Phase::Listing {
+                epoch: current,
+                began,
+                again,
+                ..
+            } => {
                 if *current != epoch {
                     return;
                 }
@@ -454,8 +297,13 @@ impl SyncMachine {
     fn connect(&mut self, now: MonoTime, out: &mut Vec<SyncEffect>) {
         self.attempt = self.attempt.next();
         let until = now.plus(self.config.connect_deadline);
-        self.phase = Phase::Connecting { attempt: self.attempt, until };
-        out.push(SyncEffect::Connect { attempt: self.attempt });
+        self.phase = Phase::Connecting {
+            attempt: self.attempt,
+            until,
+        };
+        out.push(SyncEffect::Connect {
+            attempt: self.attempt,
+        });
     }
 
     fn rest_or_list(&mut self, now: MonoTime, not_before: MonoTime, out: &mut Vec<SyncEffect>) {
@@ -468,7 +316,12 @@ impl SyncMachine {
 
     fn start_listing(&mut self, now: MonoTime, out: &mut Vec<SyncEffect>) {
         let epoch = self.next_epoch();
-        self.phase = Phase::Listing { epoch, began: now, changed: HashSet::new(), again: false };
+        self.phase = Phase::Listing {
+            epoch,
+            began: now,
+            changed: HashSet::new(),
+            again: false,
+        };
         self.since = now;
         // From here on any loss is news, even of the kind told last.
         self.announced = None;
@@ -486,7 +339,9 @@ impl SyncMachine {
             self.note_listing_end(now, began);
         }
         let delay = self.next_delay();
-        self.phase = Phase::Resting { until: self.list_not_before.max(now.plus(delay)) };
+        self.phase = Phase::Resting {
+            until: self.list_not_before.max(now.plus(delay)),
+        };
     }
 
     /// The present socket's stretch is over.
@@ -506,7 +361,9 @@ impl SyncMachine {
         if delay.is_zero() {
             self.connect(now, out);
         } else {
-            self.phase = Phase::Disconnected { until: now.plus(delay) };
+            self.phase = Phase::Disconnected {
+                until: now.plus(delay),
+            };
         }
     }
 
@@ -538,9 +395,13 @@ impl SyncMachine {
         }
         // Told even if the last words that got through were another loss: this one is newer.
         self.announced = Some(SightLoss::ConsumerSlow);
-        out.push(SyncEffect::Emit(Observation::SightLost { reason: SightLoss::ConsumerSlow }));
+        out.push(SyncEffect::Emit(Observation::SightLost {
+            reason: SightLoss::ConsumerSlow,
+        }));
         let delay = self.next_delay();
-        self.phase = Phase::Disconnected { until: now.plus(delay) };
+        self.phase = Phase::Disconnected {
+            until: now.plus(delay),
+        };
     }
 
     fn blind(&mut self, now: MonoTime, reason: SightLoss, out: &mut Vec<SyncEffect>) {
@@ -565,7 +426,10 @@ impl SyncMachine {
             return Duration::ZERO;
         }
         let factor = 1_u32.checked_shl(earlier - 1).unwrap_or(u32::MAX);
-        self.config.retry_delay_first.saturating_mul(factor).min(self.config.retry_delay_max)
+        self.config
+            .retry_delay_first
+            .saturating_mul(factor)
+            .min(self.config.retry_delay_max)
     }
 
     const fn next_epoch(&mut self) -> Epoch {

@@ -1,6 +1,8 @@
 //! Recorded netlink bytes of a real kernel, and what they say. `UPDATE=1` rewrites the second half of
 //! each file; the difference is reviewed like code.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod oracle;
 
 use std::fmt::Write as _;
@@ -21,7 +23,10 @@ fn need_little_endian(test: &str) -> Option<()> {
 
 fn captures() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures");
-    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.retain(|path| path.extension().is_some_and(|kind| kind == "capture"));
     files.sort();
     assert!(files.len() >= 10, "{files:?}");
@@ -29,17 +34,32 @@ fn captures() -> Vec<PathBuf> {
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
-    let digits: Vec<_> = hex.trim().chars().map(|c| u8::try_from(c.to_digit(16).unwrap()).unwrap()).collect();
-    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+    let digits: Vec<_> = hex
+        .trim()
+        .chars()
+        .map(|c| u8::try_from(c.to_digit(16).unwrap()).unwrap())
+        .collect();
+    digits
+        .chunks_exact(2)
+        .map(|pair| pair[0] << 4 | pair[1])
+        .collect()
 }
 
 fn datagrams(path: &Path) -> Vec<Vec<u8>> {
-    fs::read_to_string(path).unwrap().lines().filter_map(|line| line.strip_prefix("< ")).map(bytes).collect()
+    fs::read_to_string(path)
+        .unwrap()
+        .lines()
+        .filter_map(|line| line.strip_prefix("< "))
+        .map(bytes)
+        .collect()
 }
 
 fn capture(name: &str) -> Vec<Message> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/captures/{name}.capture"));
-    datagrams(&path).iter().flat_map(|one| messages(one).map(Result::unwrap).collect::<Vec<_>>()).collect()
+    datagrams(&path)
+        .iter()
+        .flat_map(|one| messages(one).map(Result::unwrap).collect::<Vec<_>>())
+        .collect()
 }
 
 fn describe_key(key: &FlowKey) -> String {
@@ -81,7 +101,9 @@ fn describe(message: &Result<Message, WireError>) -> String {
 
 #[test]
 fn captures_say_what_they_said() {
-    let Some(()) = need_little_endian("captures_say_what_they_said") else { return };
+    let Some(()) = need_little_endian("captures_say_what_they_said") else {
+        return;
+    };
     for path in captures() {
         let old = fs::read_to_string(&path).unwrap();
         let mut new = String::new();
@@ -102,7 +124,9 @@ fn captures_say_what_they_said() {
 
 #[test]
 fn captures_agree_with_the_oracle() {
-    let Some(()) = need_little_endian("captures_agree_with_the_oracle") else { return };
+    let Some(()) = need_little_endian("captures_agree_with_the_oracle") else {
+        return;
+    };
     for path in captures() {
         for datagram in datagrams(&path) {
             oracle::agree(&datagram, oracle::Trust::Whole);
@@ -112,8 +136,16 @@ fn captures_agree_with_the_oracle() {
 
 #[test]
 fn scenario_06_raw_bytes_are_a_new_connection_in_state_close() {
-    let Some(()) = need_little_endian("scenario_06") else { return };
-    let [Message { body: Body::Made(flow), .. }] = capture("closed")[..] else {
+    let Some(()) = need_little_endian("scenario_06") else {
+        return;
+    };
+    let [
+        Message {
+            body: Body::Made(flow),
+            ..
+        },
+    ] = capture("closed")[..]
+    else {
         panic!("not one new entry")
     };
     assert_eq!(
@@ -133,16 +165,33 @@ fn scenario_07_an_error_number_in_the_host_order_surfaces() {
     datagram.extend((-1_i32).to_ne_bytes());
     datagram.extend([0; 16]);
     let read: Vec<_> = messages(&datagram).map(Result::unwrap).collect();
-    assert_eq!(read, [Message { sequence: 9, interrupted: false, body: Body::Answer { errno: 1 } }]);
+    assert_eq!(
+        read,
+        [Message {
+            sequence: 9,
+            interrupted: false,
+            body: Body::Answer { errno: 1 }
+        }]
+    );
 
-    let Some(()) = need_little_endian("scenario_07, recorded part") else { return };
-    let answers: Vec<_> = capture("errors").into_iter().map(|message| message.body).collect();
-    assert!(answers.contains(&Body::Answer { errno: 1 }), "the kernel's own EPERM: {answers:?}");
+    let Some(()) = need_little_endian("scenario_07, recorded part") else {
+        return;
+    };
+    let answers: Vec<_> = capture("errors")
+        .into_iter()
+        .map(|message| message.body)
+        .collect();
+    assert!(
+        answers.contains(&Body::Answer { errno: 1 }),
+        "the kernel's own EPERM: {answers:?}"
+    );
 }
 
 #[test]
 fn scenario_08_a_listed_flow_is_the_flow_of_its_events() {
-    let Some(()) = need_little_endian("scenario_08") else { return };
+    let Some(()) = need_little_endian("scenario_08") else {
+        return;
+    };
     let listed: Vec<Flow> = capture("dump")
         .into_iter()
         .filter_map(|message| match message.body {
@@ -156,22 +205,33 @@ fn scenario_08_a_listed_flow_is_the_flow_of_its_events() {
         })
         .collect();
     let texts: Vec<_> = listed.iter().map(describe_flow).collect();
-    let tcp = "tcp zone 0 [192.168.0.10]:40011 -> [192.168.77.73]:3333, answered by [192.168.77.73]:3333, state 7";
+    let tcp =
+        "tcp zone 0 [192.168.0.10]:40011 -> [192.168.77.73]:3333, answered by [192.168.77.73]:3333, state 7";
     assert!(texts.iter().any(|text| text == tcp), "{texts:?}");
     let zoned = "udp zone 7 [192.168.0.10]:40004 -> [192.168.77.73]:5353, answered by [192.168.77.73]:5353";
     assert!(texts.iter().any(|text| text == zoned), "{texts:?}");
     // The same text as the events of the same flows have, so the same key.
-    let events: Vec<_> = capture("zones").iter().filter_map(Message::delta).map(|delta| delta.key()).collect();
+    let events: Vec<_> = capture("zones")
+        .iter()
+        .filter_map(Message::delta)
+        .map(|delta| delta.key())
+        .collect();
     assert!(listed.iter().any(|flow| events.contains(&flow.key)));
 }
 
 #[test]
 fn scenario_05_states_on_the_wire_are_live_or_not_by_the_kernels_numbers() {
-    let Some(()) = need_little_endian("scenario_05") else { return };
+    let Some(()) = need_little_endian("scenario_05") else {
+        return;
+    };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures/closed.capture");
     let recorded = datagrams(&path).remove(0);
     // CTA_PROTOINFO_TCP_STATE: length 5, kind 1, value 8.
-    let at = recorded.windows(8).position(|window| window == [5, 0, 1, 0, 8, 0, 0, 0]).unwrap() + 4;
+    let at = recorded
+        .windows(8)
+        .position(|window| window == [5, 0, 1, 0, 8, 0, 0, 0])
+        .unwrap()
+        + 4;
     for (state, live) in [
         (0, false),
         (1, true),
@@ -190,7 +250,11 @@ fn scenario_05_states_on_the_wire_are_live_or_not_by_the_kernels_numbers() {
     ] {
         let mut datagram = recorded.clone();
         datagram[at] = state;
-        let Some(Ok(Message { body: Body::Made(flow), .. })) = messages(&datagram).next() else {
+        let Some(Ok(Message {
+            body: Body::Made(flow),
+            ..
+        })) = messages(&datagram).next()
+        else {
             panic!("state {state} is not read")
         };
         assert_eq!(flow.tcp_state.map(|read| read.0), Some(state));
@@ -209,16 +273,30 @@ mod mutated {
 
     #[derive(Debug, Clone)]
     enum Damage {
-        Flip { at: prop::sample::Index, bits: u8 },
-        Set { at: prop::sample::Index, value: u8 },
-        Cut { at: prop::sample::Index },
-        Repeat { from: prop::sample::Index, to: prop::sample::Index },
+        Flip {
+            at: prop::sample::Index,
+            bits: u8,
+        },
+        Set {
+            at: prop::sample::Index,
+            value: u8,
+        },
+        Cut {
+            at: prop::sample::Index,
+        },
+        Repeat {
+            from: prop::sample::Index,
+            to: prop::sample::Index,
+        },
     }
 
     fn damage() -> impl Strategy<Value = Damage> {
         prop_oneof![
             (any::<prop::sample::Index>(), 1..=255_u8).prop_map(|(at, bits)| Damage::Flip { at, bits }),
-            (any::<prop::sample::Index>(), prop_oneof![Just(0), Just(1), Just(4), Just(255), any::<u8>()])
+            (
+                any::<prop::sample::Index>(),
+                prop_oneof![Just(0), Just(1), Just(4), Just(255), any::<u8>()]
+            )
                 .prop_map(|(at, value)| Damage::Set { at, value }),
             any::<prop::sample::Index>().prop_map(|at| Damage::Cut { at }),
             (any::<prop::sample::Index>(), any::<prop::sample::Index>())

@@ -1,6 +1,8 @@
 //! The observer on the real kernel, each test in a network namespace of its own. Needs root, `ip`, `nft`
 //! and `conntrack`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -54,7 +56,13 @@ impl Lab {
         };
         let lab = Self { path, namespace };
         for program in ["ip", "nft", "conntrack"] {
-            if Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+            if Command::new(program)
+                .arg("--version")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_err()
+            {
                 println!("skipped: {test}: {program} is not installed");
                 return None;
             }
@@ -78,10 +86,19 @@ impl Lab {
     fn run(&self, command: &[&str]) {
         let output = self
             .namespace
-            .within(|| Command::new(command[0]).args(&command[1..]).stdin(Stdio::null()).output())
+            .within(|| {
+                Command::new(command[0])
+                    .args(&command[1..])
+                    .stdin(Stdio::null())
+                    .output()
+            })
             .unwrap()
             .unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     fn nft(&self, rules: &str) {
@@ -93,17 +110,26 @@ impl Lab {
 
     fn listen(&self, address: &str, port: u16) -> TcpListener {
         let address = SocketAddr::new(address.parse().unwrap(), port);
-        self.namespace.within(|| TcpListener::bind(address)).unwrap().unwrap()
+        self.namespace
+            .within(|| TcpListener::bind(address))
+            .unwrap()
+            .unwrap()
     }
 
     fn connect(&self, address: &str, port: u16) -> TcpStream {
         let address = SocketAddr::new(address.parse().unwrap(), port);
-        self.namespace.within(|| TcpStream::connect(address)).unwrap().unwrap()
+        self.namespace
+            .within(|| TcpStream::connect(address))
+            .unwrap()
+            .unwrap()
     }
 
     fn datagrams(&self, address: &str, port: u16) -> UdpSocket {
         let address = SocketAddr::new(address.parse().unwrap(), port);
-        self.namespace.within(|| UdpSocket::bind(address)).unwrap().unwrap()
+        self.namespace
+            .within(|| UdpSocket::bind(address))
+            .unwrap()
+            .unwrap()
     }
 
     fn flush(&self) {
@@ -136,7 +162,14 @@ impl Watch {
         let (observer, handle, observations) = Observer::new(config);
         let mut task = JoinSet::new();
         task.spawn(observer.run());
-        Self { handle, observations, told: Vec::new(), flows: HashMap::new(), synced: None, _task: task }
+        Self {
+            handle,
+            observations,
+            told: Vec::new(),
+            flows: HashMap::new(),
+            synced: None,
+            _task: task,
+        }
     }
 
     fn learn(&mut self, batch: Vec<Observation>) {
@@ -229,9 +262,16 @@ async fn connections_and_datagrams_of_both_families_are_seen_from_open_to_close(
         let flow = watch.to(Protocol::Tcp, address, 3333).unwrap();
         assert_eq!(flow.tcp_state, Some(TcpState::ESTABLISHED), "{address}");
         assert_eq!(flow.key.source_port, client.local_addr().unwrap().port());
-        assert_eq!((flow.responder, flow.responder_port), (flow.key.destination, 3333));
+        assert_eq!(
+            (flow.responder, flow.responder_port),
+            (flow.key.destination, 3333)
+        );
         drop((client, server));
-        let over = |watch: &Watch| watch.to(Protocol::Tcp, address, 3333).is_some_and(|flow| !flow.is_live());
+        let over = |watch: &Watch| {
+            watch
+                .to(Protocol::Tcp, address, 3333)
+                .is_some_and(|flow| !flow.is_live())
+        };
         watch.until("the end of the connection", over).await;
 
         let server = lab.datagrams(address, 4444);
@@ -239,7 +279,10 @@ async fn connections_and_datagrams_of_both_families_are_seen_from_open_to_close(
         client.send_to(b"?", (address, 4444)).unwrap();
         watch.level().await.unwrap();
         let flow = watch.to(Protocol::Udp, address, 4444).unwrap();
-        assert_eq!((flow.key.source_port, flow.tcp_state), (client.local_addr().unwrap().port(), None));
+        assert_eq!(
+            (flow.key.source_port, flow.tcp_state),
+            (client.local_addr().unwrap().port(), None)
+        );
         drop(server);
     }
     assert_eq!(watch.count(|one| matches!(one, Observation::FlowOpened(_))), 4);
@@ -260,7 +303,10 @@ async fn a_published_port_is_answered_by_the_guest_behind_it() {
     let _server = listener.accept().unwrap();
     watch.level().await.unwrap();
     let flow = watch.to(Protocol::Tcp, "10.9.0.9", 80).unwrap();
-    assert_eq!((flow.responder, flow.responder_port), (GUEST.parse().unwrap(), 3333));
+    assert_eq!(
+        (flow.responder, flow.responder_port),
+        (GUEST.parse().unwrap(), 3333)
+    );
     let filter = ListFilter::Responder(GUEST.parse().unwrap());
     let listed = watch.handle.list(filter, PATIENCE).await.unwrap();
     assert_eq!(sorted(listed), sorted([flow]));
@@ -281,7 +327,9 @@ async fn a_zone_is_part_of_a_flows_identity() {
 
 #[tokio::test]
 async fn a_barrier_comes_after_every_earlier_event() {
-    let Some(lab) = Lab::tracked("barrier") else { return };
+    let Some(lab) = Lab::tracked("barrier") else {
+        return;
+    };
     let mut watch = Watch::start(lab.config());
     let epoch = watch.until_synced().await;
     let _server = lab.datagrams(GUEST, 4444);
@@ -290,7 +338,10 @@ async fn a_barrier_comes_after_every_earlier_event() {
         client.send_to(b"?", (GUEST, 4444)).unwrap();
         assert_eq!(watch.level().await, Ok(epoch));
         let port = client.local_addr().unwrap().port();
-        assert!(watch.flows.keys().any(|key| key.source_port == port), "round {round}");
+        assert!(
+            watch.flows.keys().any(|key| key.source_port == port),
+            "round {round}"
+        );
     }
     let barriers = (0..100).map(|_| watch.handle.barrier(PATIENCE));
     for answer in join_all(barriers).await {
@@ -302,10 +353,10 @@ async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> 
     let mut waiting: Vec<_> = futures.map(|one| (Box::pin(one), None)).collect();
     std::future::poll_fn(|context| {
         for (future, result) in &mut waiting {
-            if result.is_none() {
-                if let std::task::Poll::Ready(value) = future.as_mut().poll(context) {
-                    *result = Some(value);
-                }
+            if result.is_none()
+                && let std::task::Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                *result = Some(value);
             }
         }
         if waiting.iter().all(|(_, result)| result.is_some()) {
@@ -320,8 +371,13 @@ async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> 
 /// The observer runs on this test's only thread: while the test makes flows, nobody reads.
 #[tokio::test]
 async fn an_overrun_is_told_and_repaired() {
-    let Some(lab) = Lab::tracked("overrun") else { return };
-    let mut watch = Watch::start(ObserverConfig { receive_buffer: Bytes(4096), ..lab.config() });
+    let Some(lab) = Lab::tracked("overrun") else {
+        return;
+    };
+    let mut watch = Watch::start(ObserverConfig {
+        receive_buffer: Bytes(4096),
+        ..lab.config()
+    });
     let first = watch.until_synced().await;
     let _server = lab.datagrams(GUEST, 4444);
     for round in 1..=20 {
@@ -329,14 +385,23 @@ async fn an_overrun_is_told_and_repaired() {
         for client in &sockets {
             client.send_to(b"?", (GUEST, 4444)).unwrap();
         }
-        watch.until("the loss", |watch| watch.count(lost(SightLoss::Overrun)) == round).await;
+        watch
+            .until("the loss", |watch| watch.count(lost(SightLoss::Overrun)) == round)
+            .await;
         watch.until_synced().await;
         watch.level().await.unwrap();
         let listed = list(Some(&lab.namespace), &ListFilter::All, PATIENCE).unwrap();
-        assert_eq!(sorted(watch.flows.values().copied()), sorted(listed), "round {round}");
+        assert_eq!(
+            sorted(watch.flows.values().copied()),
+            sorted(listed),
+            "round {round}"
+        );
         for client in &sockets {
             let port = client.local_addr().unwrap().port();
-            assert!(watch.flows.keys().any(|key| key.source_port == port), "round {round}");
+            assert!(
+                watch.flows.keys().any(|key| key.source_port == port),
+                "round {round}"
+            );
         }
     }
     assert!(watch.synced.unwrap() > first);
@@ -345,7 +410,10 @@ async fn an_overrun_is_told_and_repaired() {
 #[tokio::test]
 async fn a_barrier_in_an_overrun_never_says_level() {
     let Some(lab) = Lab::tracked("void") else { return };
-    let mut watch = Watch::start(ObserverConfig { receive_buffer: Bytes(4096), ..lab.config() });
+    let mut watch = Watch::start(ObserverConfig {
+        receive_buffer: Bytes(4096),
+        ..lab.config()
+    });
     watch.until_synced().await;
     let _server = lab.datagrams(GUEST, 4444);
     let sockets: Vec<_> = (0..50).map(|_| lab.datagrams(GUEST, 0)).collect();
@@ -354,7 +422,10 @@ async fn a_barrier_in_an_overrun_never_says_level() {
     }
     let answer = watch.handle.barrier(BARRIER_PATIENCE).await;
     assert!(
-        matches!(answer, Err(BarrierError::Blind { .. } | BarrierError::Timeout { .. })),
+        matches!(
+            answer,
+            Err(BarrierError::Blind { .. } | BarrierError::Timeout { .. })
+        ),
         "{answer:?}"
     );
 }
@@ -381,8 +452,17 @@ async fn a_slow_consumer_is_told_that_it_missed_something() {
     };
     tokio::time::timeout(PATIENCE, filled).await.unwrap();
     let blind = watch.handle.barrier(BARRIER_PATIENCE).await;
-    assert_eq!(blind, Err(BarrierError::Blind { reason: Some(SightLoss::ConsumerSlow) }));
-    watch.until("the loss", |watch| watch.count(lost(SightLoss::ConsumerSlow)) == 1).await;
+    assert_eq!(
+        blind,
+        Err(BarrierError::Blind {
+            reason: Some(SightLoss::ConsumerSlow)
+        })
+    );
+    watch
+        .until("the loss", |watch| {
+            watch.count(lost(SightLoss::ConsumerSlow)) == 1
+        })
+        .await;
     watch.until_synced().await;
     watch.level().await.unwrap();
     for client in &clients {
@@ -403,10 +483,18 @@ async fn scenario_28_a_flow_opened_while_nobody_watched_is_seen_at_once_after_th
     let mut watch = Watch::start(lab.config());
     watch.until_synced().await;
     let flow = watch.to(Protocol::Tcp, GUEST, 3333).unwrap();
-    assert!(watch.told.contains(&Observation::FlowListed(flow)), "{:?}", watch.told);
+    assert!(
+        watch.told.contains(&Observation::FlowListed(flow)),
+        "{:?}",
+        watch.told
+    );
     // It speaks although it is older than its listener.
     drop((client, server));
-    let over = |watch: &Watch| watch.to(Protocol::Tcp, GUEST, 3333).is_some_and(|flow| !flow.is_live());
+    let over = |watch: &Watch| {
+        watch
+            .to(Protocol::Tcp, GUEST, 3333)
+            .is_some_and(|flow| !flow.is_live())
+    };
     watch.until("the end of the older connection", over).await;
 }
 
@@ -419,7 +507,11 @@ async fn an_asked_resync_is_a_new_epoch() {
     lab.datagrams(GUEST, 0).send_to(b"?", (GUEST, 4444)).unwrap();
     watch.handle.resync();
     watch.handle.resync();
-    watch.until("a new epoch", |watch| watch.synced.is_some_and(|epoch| epoch > first)).await;
+    watch
+        .until("a new epoch", |watch| {
+            watch.synced.is_some_and(|epoch| epoch > first)
+        })
+        .await;
     assert!(watch.to(Protocol::Udp, GUEST, 4444).is_some());
     assert_eq!(watch.count(|one| matches!(one, Observation::SightLost { .. })), 0);
 }
@@ -427,7 +519,9 @@ async fn an_asked_resync_is_a_new_epoch() {
 #[test]
 fn listings_are_filtered_by_who_answers() {
     let Some(lab) = Lab::tracked("list") else { return };
-    let _servers: Vec<_> = [GUEST, GUEST_SIX, "10.9.0.1"].map(|address| lab.datagrams(address, 4444)).into();
+    let _servers: Vec<_> = [GUEST, GUEST_SIX, "10.9.0.1"]
+        .map(|address| lab.datagrams(address, 4444))
+        .into();
     for address in [GUEST, GUEST_SIX, "10.9.0.1"] {
         lab.datagrams(address, 0).send_to(b"?", (address, 4444)).unwrap();
     }
@@ -441,22 +535,39 @@ fn listings_are_filtered_by_who_answers() {
     assert_eq!(responders(&ListFilter::All).len(), 3);
     assert_eq!(responders(&ListFilter::Responder(four)), [four]);
     assert_eq!(responders(&ListFilter::Responder(six)), [six]);
-    assert_eq!(responders(&ListFilter::Responder("10.9.0.77".parse().unwrap())), [] as [IpAddr; 0]);
-    assert_eq!(responders(&ListFilter::Responders([four, six].into())), [four, six]);
+    assert_eq!(
+        responders(&ListFilter::Responder("10.9.0.77".parse().unwrap())),
+        [] as [IpAddr; 0]
+    );
+    assert_eq!(
+        responders(&ListFilter::Responders([four, six].into())),
+        [four, six]
+    );
 }
 
 #[test]
 fn requirements_are_found_missing_and_met() {
-    let Some(lab) = Lab::bare("requirements") else { return };
+    let Some(lab) = Lab::bare("requirements") else {
+        return;
+    };
     let before = Requirements::check(Some(&lab.namespace)).unwrap();
-    assert_eq!((before.tracking_v4, before.tracking_v6), (Tracking::Off, Tracking::Off));
+    assert_eq!(
+        (before.tracking_v4, before.tracking_v6),
+        (Tracking::Off, Tracking::Off)
+    );
     assert!(!before.is_met());
     lab.nft(TRACK);
     let setting = enable_events(Some(&lab.namespace)).unwrap();
     assert_eq!(setting, before.events);
     let after = Requirements::check(Some(&lab.namespace)).unwrap();
-    assert_eq!((after.tracking_v4, after.tracking_v6), (Tracking::On, Tracking::On));
+    assert_eq!(
+        (after.tracking_v4, after.tracking_v6),
+        (Tracking::On, Tracking::On)
+    );
     assert_eq!(after.events, EventsSetting::Always);
     assert!(after.is_met() && after.entries_max > 0);
-    assert_eq!(enable_events(Some(&lab.namespace)).unwrap(), EventsSetting::Always);
+    assert_eq!(
+        enable_events(Some(&lab.namespace)).unwrap(),
+        EventsSetting::Always
+    );
 }

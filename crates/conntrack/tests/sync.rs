@@ -1,5 +1,7 @@
 //! Traces of the sync machine: what goes in at which time, and what must come out.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -37,11 +39,15 @@ fn flow(port: u16) -> Flow {
 }
 
 const fn connect(attempt: u64) -> SyncEffect {
-    SyncEffect::Connect { attempt: Attempt(attempt) }
+    SyncEffect::Connect {
+        attempt: Attempt(attempt),
+    }
 }
 
 const fn connected(attempt: u64) -> SyncInput {
-    SyncInput::Connected { attempt: Attempt(attempt) }
+    SyncInput::Connected {
+        attempt: Attempt(attempt),
+    }
 }
 
 const fn lost(reason: SightLoss) -> SyncEffect {
@@ -69,11 +75,17 @@ fn opened(port: u16) -> SyncInput {
 }
 
 fn item(epoch: u64, port: u16) -> SyncInput {
-    SyncInput::DumpItem { epoch: Epoch(epoch), flow: flow(port) }
+    SyncInput::DumpItem {
+        epoch: Epoch(epoch),
+        flow: flow(port),
+    }
 }
 
 const fn complete(epoch: u64) -> SyncInput {
-    SyncInput::DumpDone { epoch: Epoch(epoch), interrupted: false }
+    SyncInput::DumpDone {
+        epoch: Epoch(epoch),
+        interrupted: false,
+    }
 }
 
 fn emit_opened(port: u16) -> SyncEffect {
@@ -117,17 +129,33 @@ impl Track {
 #[test]
 fn subscribes_then_lists_then_streams() {
     let mut track = Track::new();
-    assert_eq!(track.0.sight(), Sight::Blind { reason: None, since: at(0) });
+    assert_eq!(
+        track.0.sight(),
+        Sight::Blind {
+            reason: None,
+            since: at(0)
+        }
+    );
     track.deadline(Some(0));
     track.step(10, SyncInput::DeadlineReached, &[connect(1)]);
     track.step(11, connected(1), &[began(1), start(1)]);
     track.step(12, item(1, 1), &[emit_listed(1)]);
     track.step(13, complete(1), &[done(1)]);
-    assert_eq!(track.0.sight(), Sight::Synced { epoch: Epoch(1), since: at(13) });
+    assert_eq!(
+        track.0.sight(),
+        Sight::Synced {
+            epoch: Epoch(1),
+            since: at(13)
+        }
+    );
     track.deadline(None);
     track.step(14, opened(2), &[emit_opened(2)]);
     let closed = Delta::Closed(flow(2).key);
-    track.step(15, SyncInput::Event(closed), &[SyncEffect::Emit(Observation::FlowClosed(flow(2).key))]);
+    track.step(
+        15,
+        SyncInput::Event(closed),
+        &[SyncEffect::Emit(Observation::FlowClosed(flow(2).key))],
+    );
 }
 
 #[test]
@@ -136,7 +164,11 @@ fn a_delta_beats_a_listed_entry_of_the_same_flow() {
     track.step(10, SyncInput::DeadlineReached, &[connect(1)]);
     track.step(11, connected(1), &[began(1), start(1)]);
     let closed = Delta::Closed(flow(1).key);
-    track.step(12, SyncInput::Event(closed), &[SyncEffect::Emit(Observation::FlowClosed(flow(1).key))]);
+    track.step(
+        12,
+        SyncInput::Event(closed),
+        &[SyncEffect::Emit(Observation::FlowClosed(flow(1).key))],
+    );
     track.step(13, item(1, 1), &[]);
     track.step(13, item(1, 2), &[emit_listed(2)]);
     track.step(14, complete(1), &[done(1)]);
@@ -169,7 +201,11 @@ fn a_loss_during_a_listing_stops_it() {
         let mut track = Track::new();
         track.step(10, SyncInput::DeadlineReached, &[connect(1)]);
         track.step(11, connected(1), &[began(1), start(1)]);
-        track.step(20, input, &[lost(reason), stop(1), SyncEffect::Disconnect, connect(2)]);
+        track.step(
+            20,
+            input,
+            &[lost(reason), stop(1), SyncEffect::Disconnect, connect(2)],
+        );
         track.step(21, item(1, 1), &[]);
         track.step(21, complete(1), &[]);
         track.step(22, connected(2), &[]);
@@ -205,7 +241,10 @@ fn scenario_29_a_failing_listing_after_the_reconnect_keeps_the_stream() {
     track.step(1_003, opened(1), &[emit_opened(1)]);
     track.deadline(Some(1_102));
     track.step(1_102, SyncInput::DeadlineReached, &[began(3), start(3)]);
-    let interrupted = SyncInput::DumpDone { epoch: Epoch(3), interrupted: true };
+    let interrupted = SyncInput::DumpDone {
+        epoch: Epoch(3),
+        interrupted: true,
+    };
     track.step(1_103, interrupted, &[lost(SightLoss::ListingFailed)]);
     track.deadline(Some(1_303));
 }
@@ -214,7 +253,9 @@ fn scenario_29_a_failing_listing_after_the_reconnect_keeps_the_stream() {
 fn delays_double_up_to_the_longest_and_start_over_after_a_sync() {
     let mut track = Track::new();
     track.step(0, SyncInput::DeadlineReached, &[connect(1)]);
-    let failed = |attempt| SyncInput::ConnectFailed { attempt: Attempt(attempt) };
+    let failed = |attempt| SyncInput::ConnectFailed {
+        attempt: Attempt(attempt),
+    };
     let first = [lost(SightLoss::SocketFailed), SyncEffect::Disconnect, connect(2)];
     track.step(0, failed(1), &first);
     let mut now = 0;
@@ -240,7 +281,11 @@ fn connecting_and_listing_have_deadlines() {
     track.step(1_001, connected(1), &[]);
     track.step(1_002, connected(2), &[began(1), start(1)]);
     track.deadline(Some(6_002));
-    track.step(6_002, SyncInput::DeadlineReached, &[lost(SightLoss::ListingFailed), stop(1)]);
+    track.step(
+        6_002,
+        SyncInput::DeadlineReached,
+        &[lost(SightLoss::ListingFailed), stop(1)],
+    );
     // It took five seconds, so the next may begin after five more.
     track.deadline(Some(11_002));
 }
@@ -253,7 +298,11 @@ fn a_listing_under_too_many_changes_is_given_up() {
     track.step(12, opened(1), &[emit_opened(1)]);
     track.step(12, opened(2), &[emit_opened(2)]);
     track.step(12, opened(2), &[emit_opened(2)]);
-    track.step(12, opened(3), &[lost(SightLoss::ListingFailed), stop(1), emit_opened(3)]);
+    track.step(
+        12,
+        opened(3),
+        &[lost(SightLoss::ListingFailed), stop(1), emit_opened(3)],
+    );
 }
 
 #[test]
@@ -278,7 +327,10 @@ fn a_full_queue_ends_sight_and_is_told_when_there_is_room() {
     let mut track = Track::synced();
     track.step(500, SyncInput::QueueFull, &[SyncEffect::Disconnect]);
     assert!(track.0.waits_for_room());
-    let blind = Sight::Blind { reason: Some(SightLoss::ConsumerSlow), since: at(500) };
+    let blind = Sight::Blind {
+        reason: Some(SightLoss::ConsumerSlow),
+        since: at(500),
+    };
     assert_eq!(track.0.sight(), blind);
     track.deadline(None);
     track.step(501, opened(1), &[]);
@@ -300,5 +352,11 @@ fn inputs_out_of_place_do_nothing() {
     track.step(30, complete(1), &[]);
     track.step(30, SyncInput::DumpFailed { epoch: Epoch(1) }, &[]);
     track.step(30, SyncInput::DeadlineReached, &[]);
-    assert_eq!(track.0.sight(), Sight::Synced { epoch: Epoch(1), since: at(20) });
+    assert_eq!(
+        track.0.sight(),
+        Sight::Synced {
+            epoch: Epoch(1),
+            since: at(20)
+        }
+    );
 }

@@ -4,6 +4,8 @@
 //! The property: whenever the consumer has been told that it is in sync, and nothing is on its way to it,
 //! it knows exactly the kernel's table.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -128,7 +130,9 @@ impl Consumer {
                 self.table.clear();
                 self.synced = false;
             }
-            Observation::FlowListed(flow) | Observation::FlowOpened(flow) | Observation::FlowChanged(flow) => {
+            Observation::FlowListed(flow)
+            | Observation::FlowOpened(flow)
+            | Observation::FlowChanged(flow) => {
                 self.table.insert(flow.key.source_port, flow.tcp_state.unwrap().0);
             }
             Observation::FlowClosed(key) => {
@@ -187,7 +191,11 @@ impl World {
                 }
                 SyncEffect::Disconnect => self.socket = None,
                 SyncEffect::StartDump { epoch } => {
-                    self.listing = Some(Listing { epoch, next_bucket: 0, read: VecDeque::new() });
+                    self.listing = Some(Listing {
+                        epoch,
+                        next_bucket: 0,
+                        read: VecDeque::new(),
+                    });
                 }
                 SyncEffect::StopDump { .. } => self.listing = None,
                 SyncEffect::Emit(observation) => {
@@ -230,32 +238,22 @@ impl World {
                 if let Some(listing) = self.listing.as_mut().filter(|one| one.next_bucket < KEYS) {
                     let key = listing.next_bucket;
                     listing.next_bucket += 1;
-                    listing.read.extend(self.table.get(&key).map(|&state| flow(key, state)));
+                    listing
+                        .read
+                        .extend(self.table.get(&key).map(|&state| flow(key, state)));
                 }
             }
             Step::DeliverListed => self.deliver_listed(),
-            Step::FailListing { interrupted } => {
-                if let Some(Listing { epoch, .. }) = self.listing.take() {
-                    self.handle(if interrupted {
-                        SyncInput::DumpDone { epoch, interrupted }
-                    } else {
-                        SyncInput::DumpFailed { epoch }
-                    });
-                }
-            }
-            Step::AnswerConnect { succeeds } => {
-                if let Some(attempt) = self.connecting.take() {
-                    if succeeds && self.machine.awaits_connection(attempt) {
-                        self.socket = Some(Socket::default());
-                        self.handle(SyncInput::Connected { attempt });
-                    } else {
-                        self.handle(SyncInput::ConnectFailed { attempt });
-                    }
-                }
-            }
+            Step::FailListing { interrupted } => self.fail_listing(interrupted),
+            Step::AnswerConnect { succeeds } => self.answer_connect(succeeds),
             Step::BreakSocket => self.handle(SyncInput::SocketFailed),
             Step::Garble => {
-                if self.socket.as_mut().and_then(|socket| socket.queue.pop_front()).is_some() {
+                if self
+                    .socket
+                    .as_mut()
+                    .and_then(|socket| socket.queue.pop_front())
+                    .is_some()
+                {
                     self.handle(SyncInput::Undecodable);
                 }
             }
@@ -277,6 +275,27 @@ impl World {
         }
     }
 
+    fn fail_listing(&mut self, interrupted: bool) {
+        if let Some(Listing { epoch, .. }) = self.listing.take() {
+            self.handle(if interrupted {
+                SyncInput::DumpDone { epoch, interrupted }
+            } else {
+                SyncInput::DumpFailed { epoch }
+            });
+        }
+    }
+
+    fn answer_connect(&mut self, succeeds: bool) {
+        if let Some(attempt) = self.connecting.take() {
+            if succeeds && self.machine.awaits_connection(attempt) {
+                self.socket = Some(Socket::default());
+                self.handle(SyncInput::Connected { attempt });
+            } else {
+                self.handle(SyncInput::ConnectFailed { attempt });
+            }
+        }
+    }
+
     fn deliver_listed(&mut self) {
         let Some(listing) = &mut self.listing else { return };
         let epoch = listing.epoch;
@@ -284,13 +303,20 @@ impl World {
             self.handle(SyncInput::DumpItem { epoch, flow });
         } else if listing.next_bucket == KEYS {
             self.listing = None;
-            self.handle(SyncInput::DumpDone { epoch, interrupted: false });
+            self.handle(SyncInput::DumpDone {
+                epoch,
+                interrupted: false,
+            });
         }
     }
 
     /// Whether nothing is on its way to the consumer.
     fn is_level(&self) -> bool {
-        self.batch.is_empty() && self.socket.as_ref().is_none_or(|s| s.queue.is_empty() && !s.error)
+        self.batch.is_empty()
+            && self
+                .socket
+                .as_ref()
+                .is_none_or(|s| s.queue.is_empty() && !s.error)
     }
 
     fn check(&self) -> TestCaseResult {
@@ -333,15 +359,24 @@ fn live_through(steps: &[Step]) -> TestCaseResult {
             // A deadline that is due must not stay due once it was handled.
             world.handle(SyncInput::DeadlineReached);
             let next = world.machine.next_deadline();
-            prop_assert!(deadline > world.now || next.is_none_or(|next| next > world.now), "{next:?}");
+            prop_assert!(
+                deadline > world.now || next.is_none_or(|next| next > world.now),
+                "{next:?}"
+            );
         }
     }
     world.settle()
 }
 
 fn run(cases: u32) -> Result<(), TestError<Vec<Step>>> {
-    let mut runner = TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() });
-    runner.run(&prop::collection::vec(step(), 0..120), |steps| live_through(&steps))
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    runner.run(&prop::collection::vec(step(), 0..120), |steps| {
+        live_through(&steps)
+    })
 }
 
 #[test]

@@ -80,7 +80,8 @@ impl From<IdleNotes> for IdleRecord {
 #[derive(Debug)]
 pub struct Watchbook {
     observer: ObserverHandle,
-    noted: Mutex<HashMap<WorkloadId, LinkCounters>>,
+    /// Packets that each guest had received. What it sends, and what was not for it, says nothing.
+    noted: Mutex<HashMap<WorkloadId, u64>>,
 }
 
 impl Watchbook {
@@ -90,11 +91,12 @@ impl Watchbook {
         Self { observer, noted: Mutex::default() }
     }
 
-    fn noted(&self, id: WorkloadId) -> Option<LinkCounters> {
+    fn noted(&self, id: WorkloadId) -> Option<u64> {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
     fn note(&self, id: WorkloadId, counters: LinkCounters) {
+        let counters = counters.received_by_guest;
         self.noted.lock().unwrap_or_else(PoisonError::into_inner).insert(id, counters);
     }
 
@@ -108,7 +110,7 @@ impl IdleProof for Watchbook {
     async fn nothing_arrived(&self, id: WorkloadId, now: LinkCounters) -> Result<bool, String> {
         self.observer.barrier(BARRIER_PATIENCE).await.map_err(|error| chain(&error))?;
         // Without a note nobody claimed that it is idle: a caller wanted this sleep.
-        Ok(self.noted(id).is_none_or(|noted| noted == now))
+        Ok(self.noted(id).is_none_or(|noted| noted == now.received_by_guest))
     }
 }
 
@@ -217,7 +219,7 @@ impl EngineTask {
                     self.input(Input::DeadlineReached);
                 }
                 knock = self.rooms.knocks.next() => match knock {
-                    Some(knock) => self.knocked(knock.id),
+                    Some(knock) => self.knocked(knock.workload),
                     None => return,
                 },
                 Some(ended) = self.running.join_next(), if !self.running.is_empty() => {
@@ -414,9 +416,13 @@ impl EngineTask {
         let (network, book) = (self.rooms.network.clone(), Arc::clone(&self.rooms.watchbook));
         self.running.spawn(async move {
             // Without a note the confirm lists the workload's flows, which is slower and as sure.
-            match network.counters(id).await {
-                Ok(counters) => book.note(id, counters),
-                Err(_) => book.forget(id),
+            let counters = match network.link(id) {
+                Some(link) => link.counters().await.ok(),
+                None => None,
+            };
+            match counters {
+                Some(counters) => book.note(id, counters),
+                None => book.forget(id),
             }
             Ended::Nothing
         });
@@ -432,8 +438,9 @@ async fn confirm(
     view: &InstanceView,
 ) -> Result<ConfirmAnswer, String> {
     observer.barrier(BARRIER_PATIENCE).await.map_err(|error| chain(&error))?;
-    let counters = network.counters(view.id).await.map_err(|error| chain(&error))?;
-    if book.noted(view.id) == Some(counters) {
+    let link = network.link(view.id).ok_or("it has no link")?;
+    let counters = link.counters().await.map_err(|error| chain(&error))?;
+    if book.noted(view.id) == Some(counters.received_by_guest) {
         return Ok(ConfirmAnswer::Idle);
     }
     let Some(policy) = view.spec.standby.enabled() else {

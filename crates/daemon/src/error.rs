@@ -1,29 +1,42 @@
 //! Why the daemon could not start.
 
 use dormouse_model::{Fault, Kind};
+use dormouse_sys::netns::NamespaceError;
 
 /// The room that could not be had.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}")]
 pub struct DaemonError {
     doing: &'static str,
-    #[source]
-    cause: Box<dyn Fault>,
+    kind: Kind,
+    code: &'static str,
+    source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl DaemonError {
     /// Could not do this because of that.
     pub fn new(doing: &'static str, cause: impl Fault) -> Self {
-        Self { doing, cause: Box::new(cause) }
+        Self { doing, kind: cause.kind(), code: cause.code(), source: Box::new(cause) }
     }
 }
 
 impl Fault for DaemonError {
     fn kind(&self) -> Kind {
-        self.cause.kind()
+        self.kind
     }
     fn code(&self) -> &'static str {
-        self.cause.code()
+        self.code
+    }
+}
+
+impl From<NamespaceError> for DaemonError {
+    fn from(cause: NamespaceError) -> Self {
+        Self {
+            doing: "opening a network namespace",
+            kind: Kind::Unavailable,
+            code: "HOST_NAMESPACE",
+            source: Box::new(cause),
+        }
     }
 }
 
@@ -47,6 +60,6 @@ rooms! {
     dormouse_cgroup::CgroupError => "opening the control groups",
     dormouse_network::NetworkError => "opening the data plane",
     dormouse_conntrack::RequirementsError => "preparing connection tracking",
-    dormouse_sys::netns::NamespaceError => "opening the network namespace",
+    dormouse_keeper::KeeperError => "reaching the keeper",
     dormouse_instance::InstanceError => "recovering the instances",
 }

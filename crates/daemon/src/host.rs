@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use dormouse_model::{Bytes, Fault, Kind};
+use dormouse_sys::netns::{Namespace, NamespaceError};
 use nix::mount::{MsFlags, mount};
 
 use crate::config::Config;
@@ -89,6 +90,21 @@ pub fn prepare(config: &Config) -> Result<PathBuf, HostError> {
 fn directory(path: &Path, mode: u32) -> Result<(), HostError> {
     let made = DirBuilder::new().recursive(true).mode(mode).create(path);
     made.map_err(|source| HostError::Directory { path: path.to_owned(), source })
+}
+
+/// The empty network namespace of the VMMs, made once a boot: it outlives the daemon as they do.
+///
+/// # Errors
+/// When it can neither be found nor made.
+pub fn vmm_namespace(run: &Path) -> Result<Namespace, NamespaceError> {
+    let path = run.join("vmm.netns");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if is_mounted(&mounts, &path) {
+        return Namespace::open(&path);
+    }
+    // A file without a mount on it is what a boot left.
+    drop(fs::remove_file(&path));
+    Namespace::create_at(&path)
 }
 
 /// Whether the text of a mountinfo names `path` as a mount point (proc_pid_mountinfo(5), field 5).

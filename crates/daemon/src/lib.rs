@@ -9,6 +9,7 @@
 //! | [`server`] | the server on its socket |
 //! | [`events`] | the event log |
 //! | [`images`] | images joined with the store and with instances |
+//! | [`keeper`] | finding or starting the keeper of descriptors |
 //! | [`system`] | facts of the host, the doctor |
 //! | [`host`] | directories and mounts of ours |
 
@@ -19,6 +20,7 @@ pub mod error;
 pub mod events;
 pub mod host;
 pub mod images;
+pub mod keeper;
 pub mod server;
 pub mod system;
 pub mod wiring;

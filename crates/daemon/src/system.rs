@@ -202,7 +202,7 @@ fn check_conntrack(facts: &SystemFacts) -> Vec<Check> {
         },
         None => None,
     };
-    match Requirements::look(namespace.as_ref()) {
+    match Requirements::check(namespace.as_ref()) {
         Ok(found) => {
             let events = if found.events == EventsSetting::Always { Verdict::Ok } else { Verdict::Failed };
             let tracked = |tracking| if tracking == Tracking::Off { Verdict::Failed } else { Verdict::Ok };

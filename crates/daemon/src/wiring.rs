@@ -35,6 +35,7 @@ use crate::error::DaemonError;
 use crate::events::{EventLog, Happening};
 use crate::host;
 use crate::images::ImageRoom;
+use crate::keeper;
 use crate::system::{HostFacts, SystemFacts};
 
 /// The tasks without which the daemon is of no use: when one ends, the daemon does.
@@ -90,6 +91,8 @@ pub async fn join(config: &Config) -> Result<House, DaemonError> {
         "observer"
     });
 
+    let holder = keeper::reach(&config.run_directory).await?;
+    let vmm_namespace = Arc::new(host::vmm_namespace(&config.run_directory)?);
     let clock = Arc::new(Clock);
     let watchbook = Arc::new(Watchbook::new(observer_handle.clone()));
     let host_facts = HostFacts::read();
@@ -108,6 +111,8 @@ pub async fn join(config: &Config) -> Result<House, DaemonError> {
         probe,
         network: network.clone(),
         images: Arc::new(images.clone()),
+        holder: Arc::new(holder),
+        vmm_namespace,
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
         layout,

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use dormouse_hypervisor::parts::Identity;
 use dormouse_hypervisor::qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
-use dormouse_hypervisor::{BootPart, Deadline, Driver, LaunchSpec, Parts, RamPart, Sharing, SocketPart, payload};
+use dormouse_hypervisor::{
+    BootPart, Deadline, Driver, LaunchSpec, Parts, RamPart, Sharing, SocketPart, payload,
+};
 use dormouse_model::{Bytes, WorkloadId};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -27,12 +29,22 @@ async fn main() -> Outcome {
         Ok("kvm") => AcceleratorChoice::Kvm,
         _ => AcceleratorChoice::Emulation,
     };
-    let driver = QemuDriver::new(QemuConfig { accelerator, ..QemuConfig::default() });
+    let driver = QemuDriver::new(QemuConfig {
+        accelerator,
+        ..QemuConfig::default()
+    });
     let probe = driver.probe().await?;
     println!("qemu {} by {}", probe.version, probe.accelerator);
-    println!("{:>8}  {:>15} {:>15} {:>15} {:>15}", "MiB", "save", "gone", "loaded", "resumed");
+    println!(
+        "{:>8}  {:>15} {:>15} {:>15} {:>15}",
+        "MiB", "save", "gone", "loaded", "resumed"
+    );
     for mib in [256, 1024, 4096] {
-        let bench = Bench { directory: directory.path().to_owned(), arguments: arguments.clone(), ram: Bytes::mib(mib) };
+        let bench = Bench {
+            directory: directory.path().to_owned(),
+            arguments: arguments.clone(),
+            ram: Bytes::mib(mib),
+        };
         bench.measure(&driver).await?;
     }
     Ok(())
@@ -49,7 +61,10 @@ impl Bench {
         let path = |name: &str| self.directory.join(name);
         let socket = |name: &str| -> Outcome<SocketPart> {
             let _ = std::fs::remove_file(path(name));
-            Ok(SocketPart { listener: UnixListener::bind(path(name))?.into(), path: path(name) })
+            Ok(SocketPart {
+                listener: UnixListener::bind(path(name))?.into(),
+                path: path(name),
+            })
         };
         let ram = open(&path("ram"))?;
         ram.set_len(self.ram.0)?;
@@ -60,25 +75,50 @@ impl Bench {
                 File::open(path("kernel"))?.into()
             }
         };
-        let initrd = self.arguments.get(1).map(File::open).transpose()?.map(OwnedFd::from);
+        let initrd = self
+            .arguments
+            .get(1)
+            .map(File::open)
+            .transpose()?
+            .map(OwnedFd::from);
         let log = || File::options().append(true).create(true).open(path("log"));
         Ok(Parts {
-            ram: RamPart { file: ram.into(), size: self.ram, sharing: Sharing::Shared },
-            boot: Some(BootPart { kernel, initrd, command_line: COMMAND_LINE.into() }),
+            ram: RamPart {
+                file: ram.into(),
+                size: self.ram,
+                sharing: Sharing::Shared,
+            },
+            boot: Some(BootPart {
+                kernel,
+                initrd,
+                command_line: COMMAND_LINE.into(),
+            }),
             disks: Vec::new(),
             tap: None,
             control: socket("qmp")?,
             agent: socket("agent")?,
-            console: File::options().append(true).create(true).open(path("console"))?.into(),
+            console: File::options()
+                .append(true)
+                .create(true)
+                .open(path("console"))?
+                .into(),
             log: log()?.into(),
-            identity: nix::unistd::geteuid().is_root().then_some(Identity { uid: 61_234, gid: 61_234 }),
+            identity: nix::unistd::geteuid().is_root().then_some(Identity {
+                uid: 61_234,
+                gid: 61_234,
+            }),
             cgroups: Vec::new(),
+            namespaces: Vec::new(),
         })
     }
 
     async fn measure(&self, driver: &QemuDriver) -> Outcome {
         let _ = std::fs::remove_file(self.directory.join("ram"));
-        let spec = LaunchSpec { id: WorkloadId::from_bits(1), vcpus: 1, mac: None };
+        let spec = LaunchSpec {
+            id: WorkloadId::from_bits(1),
+            vcpus: 1,
+            mac: None,
+        };
         let deadline = || Deadline::now() + Duration::from_secs(30);
         let mut vm = driver.launch(&spec, self.parts()?, deadline()).await?;
         if !self.arguments.is_empty() {
@@ -109,7 +149,10 @@ impl Bench {
         for column in &mut times {
             column.sort_by(f64::total_cmp);
             let median = column.get(ROUNDS / 2).copied().unwrap_or_default();
-            print!("  {median:>6.1} /{:>6.1}", column.last().copied().unwrap_or_default());
+            print!(
+                "  {median:>6.1} /{:>6.1}",
+                column.last().copied().unwrap_or_default()
+            );
         }
         println!();
         Ok(())
@@ -117,5 +160,10 @@ impl Bench {
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).open(path)
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
 }

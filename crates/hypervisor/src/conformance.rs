@@ -140,6 +140,7 @@ impl Stand {
                 .into(),
             identity: self.identity,
             cgroups: Vec::new(),
+            namespaces: Vec::new(),
         })
     }
 

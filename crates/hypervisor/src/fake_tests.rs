@@ -37,6 +37,7 @@ fn parts() -> Parts {
         log: null(),
         identity: None,
         cgroups: Vec::new(),
+        namespaces: Vec::new(),
     }
 }
 

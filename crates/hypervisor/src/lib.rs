@@ -11,6 +11,7 @@
 //! | [`memory`] | what a monitor has changed of guest RAM that it maps privately |
 //! | [`qemu`] | the driver for QEMU |
 //! | [`cloud_hypervisor`], [`firecracker`] | translations for the two other monitors |
+//! | [`layout`], [`http`] | what translations start from, and requests over HTTP |
 //! | [`fake`] | a driver without processes, for tests |
 //! | [`conformance`] | what every driver must do, as named checks |
 //! | [`metrics`] | names of our metrics |
@@ -27,6 +28,8 @@ pub mod fake;
 pub mod firecracker;
 #[cfg(test)]
 mod golden;
+pub mod http;
+pub mod layout;
 pub mod memory;
 pub mod metrics;
 pub mod parts;

@@ -37,8 +37,8 @@ pub struct PrivateRange {
 
 const DOING: &str = "write private memory back";
 
-/// What `process` has changed of the file `ram`, of which it maps the first `size` bytes privately, in the order of the file.
-/// Exact only while the machine is paused. Blocks for a millisecond or two per GiB.
+/// What `process` has changed of the file `ram`, of which it maps the first `size` bytes privately, in
+/// the order of the file. Exact only while the machine is paused. Blocks for a millisecond or two per GiB.
 ///
 /// # Errors
 /// When the process is gone or another, or maps the file in no or another way.
@@ -165,4 +165,46 @@ pub fn page_out(process: &ProcessIdentity, ram: BorrowedFd<'_>) -> Result<u64, D
     let found = mappings(process.pid, inode.dev(), inode.ino()).map_err(fail)?;
     let ranges: Vec<_> = found.into_iter().map(|mapping| mapping.addresses).collect();
     dormouse_sys::memory::page_out(pidfd.as_fd(), &ranges).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(addresses: Range<u64>, offset: u64, shared: bool) -> Mapping {
+        Mapping {
+            addresses,
+            offset,
+            shared,
+        }
+    }
+
+    #[test]
+    fn ram_must_be_mapped_whole_once_and_privately() {
+        let page = 4096;
+        for (found, fits) in [
+            (vec![mapping(page..5 * page, 0, false)], true),
+            // Split by a change of protection, in any order of addresses.
+            (
+                vec![
+                    mapping(page..3 * page, 2 * page, false),
+                    mapping(9 * page..11 * page, 0, false),
+                ],
+                true,
+            ),
+            (vec![], false),
+            (vec![mapping(page..5 * page, 0, true)], false),
+            (vec![mapping(page..4 * page, 0, false)], false),
+            (vec![mapping(page..5 * page, page, false)], false),
+            (
+                vec![
+                    mapping(page..5 * page, 0, false),
+                    mapping(9 * page..13 * page, 0, false),
+                ],
+                false,
+            ),
+        ] {
+            assert_eq!(check_mappings(&found, Bytes(4 * page)).is_ok(), fits, "{found:?}");
+        }
+    }
 }

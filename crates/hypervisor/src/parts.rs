@@ -43,6 +43,9 @@ pub struct Parts {
     pub identity: Option<Identity>,
     /// `cgroup.procs` files of the groups that it joins first; several under cgroup v1.
     pub cgroups: Vec<OwnedFd>,
+    /// Namespaces that it enters. An empty network namespace, one for all, keeps it off the network: what
+    /// it needs it holds by descriptor.
+    pub namespaces: Vec<OwnedFd>,
 }
 
 /// Guest RAM: a file of at least `size` bytes. The driver gives the inode to [`Parts::identity`].

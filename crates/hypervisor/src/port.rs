@@ -93,8 +93,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// Makes a machine and boots it. On return the guest's first instruction may have executed.
     ///
-    /// Not cancel safe in one respect: a call that is dropped may leave a process; [`Driver::adopt`] is
-    /// then impossible, but the process sits in the cgroup that it was given, and dies with it.
+    /// Cancel safe: what a dropped call has made is killed.
     ///
     /// # Errors
     /// Any; no process is left.

@@ -132,7 +132,7 @@ impl From<Exit> for ExitReason {
     }
 }
 
-/// A monitor's process, held by descriptor. Dropping it lets the process be.
+/// A monitor's process, held by descriptor. Dropping it lets a living process be.
 #[derive(Debug)]
 pub(crate) struct Watched {
     identity: ProcessIdentity,
@@ -257,6 +257,13 @@ impl Watched {
             .map_err(|_| DriverError::Deadline {
                 doing: "kill the monitor",
             })
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // A child that has ended and that nobody asked about would stay in the process table.
+        let _ = self.exit();
     }
 }
 

@@ -50,15 +50,29 @@ impl ImageIndex for MemoryIndex {
     }
 
     fn get(&self, name: &ImageName) -> Result<Option<ImageRecord>, IndexError> {
-        Ok(self.records.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned())
+        Ok(self
+            .records
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned())
     }
 
     fn list(&self) -> Result<Vec<ImageRecord>, IndexError> {
-        Ok(self.records.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect())
+        Ok(self
+            .records
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect())
     }
 
     fn remove(&self, name: &ImageName) -> Result<(), IndexError> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.records
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
         Ok(())
     }
 }

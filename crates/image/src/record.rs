@@ -116,7 +116,10 @@ impl ImageRecord {
     /// The record as a protobuf body, for a store that adds version and checksum.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let variable = |(name, value): &(String, String)| Variable { name: name.clone(), value: value.clone() };
+        let variable = |(name, value): &(String, String)| Variable {
+            name: name.clone(),
+            value: value.clone(),
+        };
         let config = self.config.clone();
         Wire {
             name: self.name.to_string(),
@@ -149,7 +152,10 @@ impl ImageRecord {
                 .map_err(|_| wrong(format!("a digest has {} bytes, not 32", bytes.len())))
         };
         Ok(Self {
-            name: wire.name.parse().map_err(|error: ImageError| wrong(error.to_string()))?,
+            name: wire
+                .name
+                .parse()
+                .map_err(|error: ImageError| wrong(error.to_string()))?,
             digest: digest(&wire.digest)?,
             size: Bytes(wire.size),
             rootfs_size: Bytes(wire.rootfs_size),
@@ -202,7 +208,11 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let config = ImageConfig { entrypoint: words("run it"), command: words("fast"), ..ImageConfig::default() };
+        let config = ImageConfig {
+            entrypoint: words("run it"),
+            command: words("fast"),
+            ..ImageConfig::default()
+        };
         for (entrypoint, command, want) in [
             ("", "", "run it fast"),
             ("", "slow now", "run it slow now"),

@@ -48,7 +48,10 @@ impl FromStr for ImageName {
     type Err = ImageError;
 
     fn from_str(text: &str) -> Result<Self, ImageError> {
-        let wrong = |why| ImageError::ReferenceInvalid { text: text.to_owned(), why };
+        let wrong = |why| ImageError::ReferenceInvalid {
+            text: text.to_owned(),
+            why,
+        };
         if text.is_empty() || text.len() > MAX_LENGTH {
             return Err(wrong("it is empty or longer than 255 characters"));
         }
@@ -60,15 +63,25 @@ impl FromStr for ImageName {
         let tag_start = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let tag_rest = |c: char| tag_start(c) || c == '.' || c == '-';
         if tag.len() > MAX_TAG_LENGTH || !tag.starts_with(tag_start) || !tag.chars().all(tag_rest) {
-            return Err(wrong("its tag has characters other than letters, digits, '_', '.' and '-'"));
+            return Err(wrong(
+                "its tag has characters other than letters, digits, '_', '.' and '-'",
+            ));
         }
         let mut components = name.split('/');
         let first = components.next().unwrap_or("");
-        let host = name.contains('/') && first.split_once(':').is_some_and(|(h, p)| is_component(h) && is_port(p));
+        let host = name.contains('/')
+            && first
+                .split_once(':')
+                .is_some_and(|(h, p)| is_component(h) && is_port(p));
         if !(host || is_component(first)) || !components.all(is_component) {
-            return Err(wrong("its name has characters other than a-z, 0-9 and single '.', '_', '-' between them"));
+            return Err(wrong(
+                "its name has characters other than a-z, 0-9 and single '.', '_', '-' between them",
+            ));
         }
-        Ok(Self { name: name.to_owned(), tag: tag.to_owned() })
+        Ok(Self {
+            name: name.to_owned(),
+            tag: tag.to_owned(),
+        })
     }
 }
 
@@ -101,7 +114,10 @@ impl Reference {
             return if is_digits(digits) {
                 Ok(Self::Digits(digits.to_ascii_lowercase()))
             } else {
-                Err(ImageError::ReferenceInvalid { text: text.to_owned(), why: "a digest has 4 to 64 digits" })
+                Err(ImageError::ReferenceInvalid {
+                    text: text.to_owned(),
+                    why: "a digest has 4 to 64 digits",
+                })
             };
         }
         let digits = is_digits(text).then(|| text.to_ascii_lowercase());
@@ -118,7 +134,11 @@ mod tests {
 
     fn check(text: &str, want: Option<(&str, &str)>) {
         let got = text.parse::<ImageName>().ok();
-        assert_eq!(got.as_ref().map(|name| (name.name(), name.tag())), want, "{text:?}");
+        assert_eq!(
+            got.as_ref().map(|name| (name.name(), name.tag())),
+            want,
+            "{text:?}"
+        );
     }
 
     #[test]
@@ -126,11 +146,29 @@ mod tests {
         check("web", Some(("web", "latest")));
         check("web:1.2", Some(("web", "1.2")));
         check("team/web_x:V1", Some(("team/web_x", "V1")));
-        check("localhost:5000/team/web", Some(("localhost:5000/team/web", "latest")));
+        check(
+            "localhost:5000/team/web",
+            Some(("localhost:5000/team/web", "latest")),
+        );
         check("localhost:5000/web:a", Some(("localhost:5000/web", "a")));
-        for wrong in ["", "Web", "web:", ":a", "/web", "web/", "a//b", "a..b", "-a", "a-", "../etc", "web:.a", "a b",
-            "host:x/web", "web@sha256:00", "é"]
-        {
+        for wrong in [
+            "",
+            "Web",
+            "web:",
+            ":a",
+            "/web",
+            "web/",
+            "a//b",
+            "a..b",
+            "-a",
+            "a-",
+            "../etc",
+            "web:.a",
+            "a b",
+            "host:x/web",
+            "web@sha256:00",
+            "é",
+        ] {
             check(wrong, None);
         }
         check(&"a".repeat(256), None);
@@ -139,8 +177,14 @@ mod tests {
     #[test]
     fn digits_and_names_are_told_apart() {
         assert!(matches!(Reference::parse("sha256:BA78"), Ok(Reference::Digits(d)) if d == "ba78"));
-        assert!(matches!(Reference::parse("beef"), Ok(Reference::Name { digits: Some(_), .. })));
-        assert!(matches!(Reference::parse("web"), Ok(Reference::Name { digits: None, .. })));
+        assert!(matches!(
+            Reference::parse("beef"),
+            Ok(Reference::Name { digits: Some(_), .. })
+        ));
+        assert!(matches!(
+            Reference::parse("web"),
+            Ok(Reference::Name { digits: None, .. })
+        ));
         assert!(matches!(Reference::parse("BEEF"), Ok(Reference::Digits(_))));
         for wrong in ["sha256:", "sha256:12", "sha256:xyzw", "sha512:1234/x:y:z"] {
             assert!(Reference::parse(wrong).is_err(), "{wrong}");

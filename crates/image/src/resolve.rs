@@ -1,7 +1,9 @@
 //! From an index to what is to be unpacked: the manifest for this machine, its configuration, its
 //! layers. Reads documents and decides; whoever calls it fetches and verifies their bytes.
 
-use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex as OciIndex, ImageManifest, MediaType, Os};
+use oci_spec::image::{
+    Arch, Descriptor, ImageConfiguration, ImageIndex as OciIndex, ImageManifest, MediaType, Os,
+};
 
 use crate::digest::Digest;
 use crate::error::ImageError;
@@ -66,21 +68,38 @@ pub(crate) fn resolve(
     check_platform(&configuration)?;
     let layers = layers(&manifest, &configuration)?;
     let config = config(&configuration)?;
-    Ok(Resolved { manifest: manifest_name, configuration: configuration_name, layers, config, reference })
+    Ok(Resolved {
+        manifest: manifest_name,
+        configuration: configuration_name,
+        layers,
+        config,
+        reference,
+    })
 }
 
 fn unreadable<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> ImageError {
-    move |error| ImageError::DocumentUnreadable { what: what.to_owned(), why: error.to_string() }
+    move |error| ImageError::DocumentUnreadable {
+        what: what.to_owned(),
+        why: error.to_string(),
+    }
 }
 
 fn inconsistent(what: &str, why: String) -> ImageError {
-    ImageError::DocumentUnreadable { what: what.to_owned(), why }
+    ImageError::DocumentUnreadable {
+        what: what.to_owned(),
+        why,
+    }
 }
 
 fn name_of(descriptor: &Descriptor) -> Result<BlobName, ImageError> {
     let text = descriptor.digest().to_string();
-    let digest = text.parse().map_err(|error| inconsistent("a descriptor", format!("{text:?}: {error}")))?;
-    Ok(BlobName { digest, size: descriptor.size() })
+    let digest = text
+        .parse()
+        .map_err(|error| inconsistent("a descriptor", format!("{text:?}: {error}")))?;
+    Ok(BlobName {
+        digest,
+        size: descriptor.size(),
+    })
 }
 
 /// The manifest's descriptor and what the layout calls the image.
@@ -90,8 +109,12 @@ fn choose(
     fetch: &mut dyn FnMut(BlobName) -> Result<Vec<u8>, ImageError>,
 ) -> Result<(Descriptor, Option<String>), ImageError> {
     let top = OciIndex::from_reader(index).map_err(unreadable("index.json"))?;
-    let named: Vec<(&Descriptor, Option<String>)> =
-        top.manifests().iter().filter(|descriptor| is_image(descriptor)).map(|d| (d, reference(d))).collect();
+    let named: Vec<(&Descriptor, Option<String>)> = top
+        .manifests()
+        .iter()
+        .filter(|descriptor| is_image(descriptor))
+        .map(|d| (d, reference(d)))
+        .collect();
     let fits = |name: &Option<String>| wanted.is_none() || name.as_deref() == wanted;
     let mut candidates: Vec<_> = named.iter().filter(|(_, name)| fits(name)).collect();
     // One image with several names, or for several machines, is one image.
@@ -102,15 +125,23 @@ fn choose(
     let Some((first, name)) = candidates.first().copied() else {
         let names = named.into_iter().filter_map(|(_, name)| name).collect::<Vec<_>>();
         return Err(match wanted {
-            Some(wanted) if !names.is_empty() => {
-                inconsistent("index.json", format!("it has no {wanted:?}, only {}", names.join(", ")))
-            }
+            Some(wanted) if !names.is_empty() => inconsistent(
+                "index.json",
+                format!("it has no {wanted:?}, only {}", names.join(", ")),
+            ),
             Some(_) | None => inconsistent("index.json", "it lists no image".to_owned()),
         });
     };
-    if candidates.iter().any(|(descriptor, _)| descriptor.digest() != first.digest()) {
-        let names = candidates.iter().map(|(d, name)| name.clone().unwrap_or_else(|| d.digest().to_string()));
-        return Err(ImageError::ChoiceNeeded { names: names.collect() });
+    if candidates
+        .iter()
+        .any(|(descriptor, _)| descriptor.digest() != first.digest())
+    {
+        let names = candidates
+            .iter()
+            .map(|(d, name)| name.clone().unwrap_or_else(|| d.digest().to_string()));
+        return Err(ImageError::ChoiceNeeded {
+            names: names.collect(),
+        });
     }
     Ok((descend((*first).clone(), fetch)?, name.clone()))
 }
@@ -133,7 +164,10 @@ fn descend(
             None => return Err(foreign(images.iter().map(|d| platform_text(d)).collect())),
         };
     }
-    Err(ImageError::LimitExceeded { what: "indexes inside of indexes", limit: MAX_DEPTH.into() })
+    Err(ImageError::LimitExceeded {
+        what: "indexes inside of indexes",
+        limit: MAX_DEPTH.into(),
+    })
 }
 
 fn is_index(media_type: &MediaType) -> bool {
@@ -160,7 +194,10 @@ fn is_ours(descriptor: &Descriptor) -> bool {
 
 fn reference(descriptor: &Descriptor) -> Option<String> {
     let annotations = descriptor.annotations().as_ref()?;
-    REFERENCE_ANNOTATIONS.iter().find_map(|key| annotations.get(*key)).cloned()
+    REFERENCE_ANNOTATIONS
+        .iter()
+        .find_map(|key| annotations.get(*key))
+        .cloned()
 }
 
 fn our_architecture() -> Arch {
@@ -178,21 +215,35 @@ fn platform_text(descriptor: &Descriptor) -> String {
 }
 
 fn foreign(offered: Vec<String>) -> ImageError {
-    let offered = if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") };
-    ImageError::PlatformForeign { wanted: format!("linux/{}", our_architecture()), offered }
+    let offered = if offered.is_empty() {
+        "nothing".to_owned()
+    } else {
+        offered.join(", ")
+    };
+    ImageError::PlatformForeign {
+        wanted: format!("linux/{}", our_architecture()),
+        offered,
+    }
 }
 
 fn check_platform(configuration: &ImageConfiguration) -> Result<(), ImageError> {
     if *configuration.os() == Os::Linux && *configuration.architecture() == our_architecture() {
         return Ok(());
     }
-    Err(foreign(vec![format!("{}/{}", configuration.os(), configuration.architecture())]))
+    Err(foreign(vec![format!(
+        "{}/{}",
+        configuration.os(),
+        configuration.architecture()
+    )]))
 }
 
 fn layers(manifest: &ImageManifest, configuration: &ImageConfiguration) -> Result<Vec<Layer>, ImageError> {
     let unpacked = configuration.rootfs().diff_ids();
     if manifest.layers().len() > MAX_LAYERS {
-        return Err(ImageError::LimitExceeded { what: "layers", limit: MAX_LAYERS as u64 });
+        return Err(ImageError::LimitExceeded {
+            what: "layers",
+            limit: MAX_LAYERS as u64,
+        });
     }
     if unpacked.len() != manifest.layers().len() {
         let (layers, ids) = (manifest.layers().len(), unpacked.len());
@@ -206,7 +257,11 @@ fn layers(manifest: &ImageManifest, configuration: &ImageConfiguration) -> Resul
             let unpacked = unpacked
                 .parse()
                 .map_err(|error| inconsistent("the configuration", format!("{unpacked:?}: {error}")))?;
-            Ok(Layer { blob, packing: packing(descriptor.media_type(), &blob)?, unpacked })
+            Ok(Layer {
+                blob,
+                packing: packing(descriptor.media_type(), &blob)?,
+                unpacked,
+            })
         })
         .collect()
 }
@@ -222,9 +277,8 @@ fn packing(media_type: &MediaType, blob: &BlobName) -> Result<Packing, ImageErro
         "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
             Ok(Packing::Plain)
         }
-        "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
-            Ok(Packing::Gzip)
-        }
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
         text if text.ends_with("zstd") => Err(unsupported("pack its layers with gzip")),
         text if text.contains("nondistributable") || text.contains("foreign") => {
             Err(unsupported("its contents are elsewhere; pack the layer itself"))
@@ -234,7 +288,9 @@ fn packing(media_type: &MediaType, blob: &BlobName) -> Result<Packing, ImageErro
 }
 
 fn config(configuration: &ImageConfiguration) -> Result<ImageConfig, ImageError> {
-    let Some(config) = configuration.config() else { return Ok(ImageConfig::default()) };
+    let Some(config) = configuration.config() else {
+        return Ok(ImageConfig::default());
+    };
     let wrong = |why: String| inconsistent("the configuration", why);
     let variables = config.env().iter().flatten().map(|variable| {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
@@ -249,14 +305,23 @@ fn config(configuration: &ImageConfiguration) -> Result<ImageConfig, ImageError>
         environment: variables.collect::<Result<_, _>>()?,
         working_directory: config.working_dir().clone().unwrap_or_default(),
         user: config.user().clone().unwrap_or_default(),
-        stop_signal: config.stop_signal().as_deref().map_or(Ok(0), stop_signal).map_err(wrong)?,
+        stop_signal: config
+            .stop_signal()
+            .as_deref()
+            .map_or(Ok(0), stop_signal)
+            .map_err(wrong)?,
     };
-    let texts = found.entrypoint.iter().chain(&found.command).chain([&found.working_directory, &found.user]);
-    let values = found.environment.iter().flat_map(|(name, value)| [name, value]);
-    match texts.chain(values).find(|text| text.contains('\0')) {
-        Some(text) => Err(wrong(format!("{text:?} has a NUL byte"))),
-        None => Ok(found),
+    let texts = found
+        .entrypoint
+        .iter()
+        .chain(&found.command)
+        .chain([&found.working_directory, &found.user]);
+    let mut texts = texts.chain(found.environment.iter().flat_map(|(name, value)| [name, value]));
+    if let Some(text) = texts.find(|text| text.contains('\0')) {
+        return Err(wrong(format!("{text:?} has a NUL byte")));
     }
+    drop(texts);
+    Ok(found)
 }
 
 /// A signal's number from its name, with or without `SIG`, or its number; real-time ones as
@@ -267,12 +332,27 @@ fn stop_signal(text: &str) -> Result<u32, String> {
         return Ok(0);
     }
     if let Ok(number) = text.parse::<u32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err(wrong()) };
+        return if (1..=64).contains(&number) {
+            Ok(number)
+        } else {
+            Err(wrong())
+        };
     }
-    let name = if text.starts_with("SIG") { text.to_owned() } else { format!("SIG{text}") };
+    let name = if text.starts_with("SIG") {
+        text.to_owned()
+    } else {
+        format!("SIG{text}")
+    };
     if let Some(rest) = name.strip_prefix("SIGRTMIN") {
-        let above = rest.strip_prefix('+').map_or(Ok(0), str::parse::<u32>).map_err(|_| wrong())?;
-        return if above <= 30 && (rest.is_empty() || rest.starts_with('+')) { Ok(34 + above) } else { Err(wrong()) };
+        let above = rest
+            .strip_prefix('+')
+            .map_or(Ok(0), str::parse::<u32>)
+            .map_err(|_| wrong())?;
+        return if above <= 30 && (rest.is_empty() || rest.starts_with('+')) {
+            Ok(34 + above)
+        } else {
+            Err(wrong())
+        };
     }
     let signal: nix::sys::signal::Signal = name.parse().map_err(|_| wrong())?;
     u32::try_from(signal as i32).map_err(|_| wrong())

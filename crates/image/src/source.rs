@@ -34,8 +34,15 @@ impl Source {
     /// Opens a directory or an archive.
     pub(crate) fn open(path: &Path) -> Result<Self, ImageError> {
         let metadata = fs::metadata(path).map_err(ImageError::io("open the layout", path))?;
-        let entries = if metadata.is_dir() { None } else { Some(scan(path)?) };
-        let source = Self { path: path.to_owned(), entries };
+        let entries = if metadata.is_dir() {
+            None
+        } else {
+            Some(scan(path)?)
+        };
+        let source = Self {
+            path: path.to_owned(),
+            entries,
+        };
         source.check_kind()?;
         Ok(source)
     }
@@ -48,21 +55,30 @@ impl Source {
     /// The `index.json`.
     pub(crate) fn index(&self) -> Result<Vec<u8>, ImageError> {
         let mut text = Vec::new();
-        let reader = self.file("index.json")?.ok_or_else(|| self.foreign("it has no index.json"))?;
+        let reader = self
+            .file("index.json")?
+            .ok_or_else(|| self.foreign("it has no index.json"))?;
         reader
             .take(MAX_DOCUMENT + 1)
             .read_to_end(&mut text)
             .map_err(ImageError::io("read index.json of", &self.path))?;
         if text.len() as u64 > MAX_DOCUMENT {
-            return Err(ImageError::LimitExceeded { what: "bytes of index", limit: MAX_DOCUMENT });
+            return Err(ImageError::LimitExceeded {
+                what: "bytes of index",
+                limit: MAX_DOCUMENT,
+            });
         }
         Ok(text)
     }
 
     /// Opens a blob's bytes, unverified.
     pub(crate) fn blob(&self, digest: &Digest) -> Result<Box<dyn Read>, ImageError> {
-        let missing = || ImageError::BlobMissing { path: self.path.clone(), digest: digest.to_string() };
-        self.file(&format!("blobs/sha256/{}", digest.hex()))?.ok_or_else(missing)
+        let missing = || ImageError::BlobMissing {
+            path: self.path.clone(),
+            digest: digest.to_string(),
+        };
+        self.file(&format!("blobs/sha256/{}", digest.hex()))?
+            .ok_or_else(missing)
     }
 
     fn check_kind(&self) -> Result<(), ImageError> {
@@ -79,7 +95,10 @@ impl Source {
     }
 
     fn foreign(&self, why: &str) -> ImageError {
-        ImageError::LayoutForeign { path: self.path.clone(), why: why.to_owned() }
+        ImageError::LayoutForeign {
+            path: self.path.clone(),
+            why: why.to_owned(),
+        }
     }
 
     /// Opens a file of the layout. Names are ours: fixed ones, or made from a digest's digits.
@@ -87,31 +106,48 @@ impl Source {
         let Some(entries) = &self.entries else {
             let path = self.path.join(name);
             // A link in a layout could lead to any file of the host, which nobody packed.
-            let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path);
+            let opened = OpenOptions::new()
+                .read(true)
+                .custom_flags(nix::libc::O_NOFOLLOW)
+                .open(&path);
             return match opened {
                 Ok(file) => Ok(Some(Box::new(file))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(ImageError::io("open", &path)(error)),
             };
         };
-        let Some(extent) = entries.get(name) else { return Ok(None) };
+        let Some(extent) = entries.get(name) else {
+            return Ok(None);
+        };
         let mut file = File::open(&self.path).map_err(ImageError::io("open", &self.path))?;
-        file.seek(SeekFrom::Start(extent.offset)).map_err(ImageError::io("seek in", &self.path))?;
+        file.seek(SeekFrom::Start(extent.offset))
+            .map_err(ImageError::io("seek in", &self.path))?;
         Ok(Some(Box::new(file.take(extent.length))))
     }
 }
 
 /// Where the files of an archive lie. Only headers are read.
 fn scan(path: &Path) -> Result<HashMap<String, Extent>, ImageError> {
-    let foreign = |why: String| ImageError::LayoutForeign { path: path.to_owned(), why };
+    let foreign = |why: String| ImageError::LayoutForeign {
+        path: path.to_owned(),
+        why,
+    };
     let mut file = File::open(path).map_err(ImageError::io("open", path))?;
     let mut magic = [0_u8; 6];
     let read = file.read(&mut magic).map_err(ImageError::io("read", path))?;
     if magic.get(..read).unwrap_or_default().starts_with(&[0x1f, 0x8b]) {
-        return Err(foreign("it is compressed with gzip; unpack it with gunzip first".to_owned()));
+        return Err(foreign(
+            "it is compressed with gzip; unpack it with gunzip first".to_owned(),
+        ));
     }
-    if magic.get(..read).unwrap_or_default().starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        return Err(foreign("it is compressed with zstd; unpack it with unzstd first".to_owned()));
+    if magic
+        .get(..read)
+        .unwrap_or_default()
+        .starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
+    {
+        return Err(foreign(
+            "it is compressed with zstd; unpack it with unzstd first".to_owned(),
+        ));
     }
     file.rewind().map_err(ImageError::io("read", path))?;
     let length = file.metadata().map_err(ImageError::io("read", path))?.len();
@@ -122,13 +158,19 @@ fn scan(path: &Path) -> Result<HashMap<String, Extent>, ImageError> {
         let entry = entry.map_err(unreadable)?;
         count += 1;
         if count > MAX_ENTRIES {
-            return Err(ImageError::LimitExceeded { what: "files in its archive", limit: MAX_ENTRIES });
+            return Err(ImageError::LimitExceeded {
+                what: "files in its archive",
+                limit: MAX_ENTRIES,
+            });
         }
         // Names of a layout are short, so extended headers never belong to a file that matters.
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        let extent = Extent { offset: entry.raw_file_position(), length: entry.size() };
+        let extent = Extent {
+            offset: entry.raw_file_position(),
+            length: entry.size(),
+        };
         if extent.offset.saturating_add(extent.length) > length {
             return Err(foreign("it ends in the middle of a file".to_owned()));
         }

@@ -5,7 +5,7 @@
 //! | [`entry`] | one entry of an archive, its extended headers read and checked |
 //! | [`tree`] | changes below one directory that nothing leads out of |
 //!
-//! The tree is private to this process: its top is mode 0700, so a set-user-id file in it cannot be
+//! The tree is private to this process: it lies in a directory of mode 0700, so a set-user-id file in it cannot be
 //! reached by anybody. Kept: owners, permissions with their special bits, times, links, fifos. Left
 //! out: extended attributes. Refused: device nodes, but for those below `dev/`, which are counted and
 //! left out because guests mount their own.
@@ -45,7 +45,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 2_000_000, unpacked_bytes: 64 << 30, packed_bytes: 32 << 30 }
+        Self {
+            entries: 2_000_000,
+            unpacked_bytes: 64 << 30,
+            packed_bytes: 32 << 30,
+        }
     }
 }
 
@@ -71,13 +75,27 @@ pub(crate) struct Unpacker {
 impl Unpacker {
     /// Into the empty directory that `tree` is.
     pub(crate) const fn new(tree: Tree, limits: Limits) -> Self {
-        Self { tree, limits, entries: 0, unpacked_bytes: 0, skipped_devices: 0 }
+        Self {
+            tree,
+            limits,
+            entries: 0,
+            unpacked_bytes: 0,
+            skipped_devices: 0,
+        }
     }
 
     /// Unpacks one layer and verifies the digest of its archive.
-    pub(crate) fn layer(&mut self, layer: &Layer, blobs: &Blobs, watch: &mut Watch<'_>) -> Result<(), ImageError> {
+    pub(crate) fn layer(
+        &mut self,
+        layer: &Layer,
+        blobs: &Blobs,
+        watch: &mut Watch<'_>,
+    ) -> Result<(), ImageError> {
         let name = layer.blob.digest.to_string();
-        let packed = CountingFile { file: blobs.read(&layer.blob.digest)?, count: Rc::default() };
+        let packed = CountingFile {
+            file: blobs.read(&layer.blob.digest)?,
+            count: Rc::default(),
+        };
         let count = Rc::clone(&packed.count);
         let unpacked: Box<dyn Read> = match layer.packing {
             Packing::Plain => Box::new(packed),
@@ -85,9 +103,18 @@ impl Unpacker {
         };
         let left = self.limits.unpacked_bytes.saturating_sub(self.unpacked_bytes);
         let exceeded = Rc::new(Cell::new(false));
-        let limited = Limited { inner: unpacked, left, exceeded: Rc::clone(&exceeded) };
+        let limited = Limited {
+            inner: unpacked,
+            left,
+            exceeded: Rc::clone(&exceeded),
+        };
         let mut hashing = Hashing::new(limited);
-        let mut pass = LayerPass { unpacker: self, name: &name, made: HashSet::new(), times: Vec::new() };
+        let mut pass = LayerPass {
+            unpacker: self,
+            name: &name,
+            made: HashSet::new(),
+            times: Vec::new(),
+        };
         let mut reported = 0;
         let applied = pass.entries(&mut hashing, &mut || {
             let now = count.get();
@@ -96,19 +123,28 @@ impl Unpacker {
         });
         let times = std::mem::take(&mut pass.times);
         let drained = applied.and_then(|()| {
-            io::copy(&mut hashing, &mut io::sink())
-                .map_err(|source| ImageError::LayerUnreadable { layer: name.clone(), source })
+            io::copy(&mut hashing, &mut io::sink()).map_err(|source| ImageError::LayerUnreadable {
+                layer: name.clone(),
+                source,
+            })
         });
         if exceeded.get() {
             let limit = self.limits.unpacked_bytes;
-            return Err(ImageError::LimitExceeded { what: "unpacked bytes", limit });
+            return Err(ImageError::LimitExceeded {
+                what: "unpacked bytes",
+                limit,
+            });
         }
         drained?;
         let (got, bytes, _) = hashing.finish();
         self.unpacked_bytes = self.unpacked_bytes.saturating_add(bytes);
         if got != layer.unpacked {
             let (wanted, got) = (layer.unpacked.to_string(), got.to_string());
-            return Err(ImageError::DigestWrong { what: "an unpacked layer", wanted, got });
+            return Err(ImageError::DigestWrong {
+                what: "an unpacked layer",
+                wanted,
+                got,
+            });
         }
         self.tree.set_directory_times(times);
         watch.advance(Phase::Unpacking, layer.blob.size.saturating_sub(reported))
@@ -132,17 +168,25 @@ impl LayerPass<'_> {
         archive: &mut dyn Read,
         tick: &mut dyn FnMut() -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
-        let unreadable =
-            |layer: &str, source| ImageError::LayerUnreadable { layer: layer.to_owned(), source };
+        let unreadable = |layer: &str, source| ImageError::LayerUnreadable {
+            layer: layer.to_owned(),
+            source,
+        };
         let mut archive = tar::Archive::new(archive);
-        let raw = archive.entries().map_err(|source| unreadable(self.name, source))?.raw(true);
+        let raw = archive
+            .entries()
+            .map_err(|source| unreadable(self.name, source))?
+            .raw(true);
         let mut pending = entry::Extensions::default();
         for item in raw {
             let mut item = item.map_err(|source| unreadable(self.name, source))?;
             self.unpacker.entries += 1;
             if self.unpacker.entries > self.unpacker.limits.entries {
                 let limit = self.unpacker.limits.entries;
-                return Err(ImageError::LimitExceeded { what: "entries", limit });
+                return Err(ImageError::LimitExceeded {
+                    what: "entries",
+                    limit,
+                });
             }
             let shown = String::from_utf8_lossy(&item.path_bytes()).into_owned();
             let entry = match pending.read(&mut item) {
@@ -162,7 +206,11 @@ impl LayerPass<'_> {
         match trouble {
             Trouble::Fault(fault) => ImageError::EntryRefused { layer, entry, fault },
             Trouble::Archive(source) => ImageError::LayerUnreadable { layer, source },
-            Trouble::Tree { action, source } => ImageError::Io { action, path: entry.into(), source },
+            Trouble::Tree { action, source } => ImageError::Io {
+                action,
+                path: entry.into(),
+                source,
+            },
         }
     }
 
@@ -180,7 +228,11 @@ impl LayerPass<'_> {
         if matches!(entry.kind, Kind::Device) {
             let below_dev = parents.first().is_some_and(|first| first == "dev");
             self.unpacker.skipped_devices += u64::from(below_dev);
-            return if below_dev { Ok(()) } else { Err(EntryFault::Device.into()) };
+            return if below_dev {
+                Ok(())
+            } else {
+                Err(EntryFault::Device.into())
+            };
         }
         let tree = &mut self.unpacker.tree;
         let parent = tree.parent(parents, &mut self.made)?;
@@ -202,7 +254,9 @@ impl LayerPass<'_> {
 
     fn white_out(&mut self, parents: &[OsString], name: &OsStr, hidden: &[u8]) -> Result<(), Trouble> {
         let tree = &mut self.unpacker.tree;
-        let Some(parent) = tree.existing_parent(parents)? else { return Ok(()) };
+        let Some(parent) = tree.existing_parent(parents)? else {
+            return Ok(());
+        };
         if name.as_bytes() == OPAQUE {
             return tree.prune(&parent, &self.made);
         }
@@ -260,4 +314,3 @@ impl Entry {
         parts.join("/")
     }
 }
-

@@ -39,7 +39,12 @@ impl Allocator {
         if prefix.prefix_len() > 96 {
             return Err(AddressError::PrefixSize { prefix });
         }
-        Ok(Self { pool: pool.trunc(), prefix: prefix.trunc(), owners: BTreeMap::new(), next: 1 })
+        Ok(Self {
+            pool: pool.trunc(),
+            prefix: prefix.trunc(),
+            owners: BTreeMap::new(),
+            next: 1,
+        })
     }
 
     /// How many workloads fit.
@@ -75,9 +80,14 @@ impl Allocator {
     /// # Errors
     /// When they are not of this pool, do not belong together, or are another's.
     pub fn claim(&mut self, owner: WorkloadId, addresses: Addresses) -> Result<(), AddressError> {
-        let index = self.index_of(addresses).ok_or(AddressError::Foreign { addresses })?;
+        let index = self
+            .index_of(addresses)
+            .ok_or(AddressError::Foreign { addresses })?;
         match self.owners.get(&index) {
-            Some(other) if *other != owner => Err(AddressError::Taken { addresses, owner: *other }),
+            Some(other) if *other != owner => Err(AddressError::Taken {
+                addresses,
+                owner: *other,
+            }),
             Some(_) => Ok(()),
             None => {
                 self.owners.insert(index, owner);
@@ -203,8 +213,16 @@ mod tests {
     #[test]
     fn unusable_pools_are_refused() {
         let prefix: Ipv6Net = "fd00::/48".parse().unwrap();
-        for (pool, usable) in [("10.0.0.0/31", false), ("10.0.0.0/30", true), ("0.0.0.0/0", false)] {
-            assert_eq!(Allocator::new(pool.parse().unwrap(), prefix).is_ok(), usable, "{pool}");
+        for (pool, usable) in [
+            ("10.0.0.0/31", false),
+            ("10.0.0.0/30", true),
+            ("0.0.0.0/0", false),
+        ] {
+            assert_eq!(
+                Allocator::new(pool.parse().unwrap(), prefix).is_ok(),
+                usable,
+                "{pool}"
+            );
         }
         let narrow = Allocator::new("10.0.0.0/16".parse().unwrap(), "fd00::/112".parse().unwrap());
         assert!(matches!(narrow, Err(AddressError::PrefixSize { .. })));
@@ -220,7 +238,10 @@ mod tests {
             assert_ne!(allocator.allocate(id(owner)).unwrap(), first);
         }
         assert_eq!(allocator.allocate(id(7)).unwrap(), first, "the last one free");
-        assert!(matches!(allocator.allocate(id(8)), Err(AddressError::Exhausted { .. })));
+        assert!(matches!(
+            allocator.allocate(id(8)),
+            Err(AddressError::Exhausted { .. })
+        ));
     }
 
     #[test]
@@ -228,11 +249,25 @@ mod tests {
         let mut allocator = allocator("10.0.0.0/24");
         let mine = allocator.allocate(id(1)).unwrap();
         assert_eq!(allocator.claim(id(1), mine), Ok(()));
-        assert!(matches!(allocator.claim(id(2), mine), Err(AddressError::Taken { owner, .. }) if owner == id(1)));
-        let mixed = Addresses { ipv6: "fd00:64::9".parse().unwrap(), ..mine };
-        assert!(matches!(allocator.claim(id(2), mixed), Err(AddressError::Foreign { .. })));
-        let outside = Addresses { ipv4: "10.0.1.1".parse().unwrap(), ..mine };
-        assert!(matches!(allocator.claim(id(2), outside), Err(AddressError::Foreign { .. })));
+        assert!(
+            matches!(allocator.claim(id(2), mine), Err(AddressError::Taken { owner, .. }) if owner == id(1))
+        );
+        let mixed = Addresses {
+            ipv6: "fd00:64::9".parse().unwrap(),
+            ..mine
+        };
+        assert!(matches!(
+            allocator.claim(id(2), mixed),
+            Err(AddressError::Foreign { .. })
+        ));
+        let outside = Addresses {
+            ipv4: "10.0.1.1".parse().unwrap(),
+            ..mine
+        };
+        assert!(matches!(
+            allocator.claim(id(2), outside),
+            Err(AddressError::Foreign { .. })
+        ));
     }
 
     proptest! {

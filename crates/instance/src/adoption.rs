@@ -49,7 +49,7 @@ pub enum Presence {
 pub enum Unfinished {
     /// A start: cleared and begun again.
     Start,
-    /// A stop: gone through from the shutdown on.
+    /// A stop: gone through from the kill on; the guest had its grace.
     Stop,
     /// A failure, whose leftovers are cleared.
     Burial(FailReason),
@@ -104,7 +104,9 @@ fn running(process: ProcessIdentity, readiness: Readiness, facts: &Facts) -> Dec
     if facts.start_ticks_at_pid == Some(process.start_ticks) {
         return Decision::Adopt { process, readiness };
     }
-    Decision::Fail(FailReason::ProcessEnded { how: "while no daemon ran".to_owned() })
+    Decision::Fail(FailReason::ProcessEnded {
+        how: "while no daemon ran".to_owned(),
+    })
 }
 
 fn standby(image: MemoryImage, facts: &Facts) -> Decision {
@@ -128,9 +130,14 @@ fn standby(image: MemoryImage, facts: &Facts) -> Decision {
     match facts.device_state {
         Some(generation) if generation == image.generation => Decision::KeepAsleep { image },
         Some(generation) => Decision::Fail(FailReason::Inconsistent {
-            what: format!("the device state is of generation {generation}, recorded is {}", image.generation),
+            what: format!(
+                "the device state is of generation {generation}, recorded is {}",
+                image.generation
+            ),
         }),
-        None => Decision::Fail(FailReason::Inconsistent { what: "the device state is gone".to_owned() }),
+        None => Decision::Fail(FailReason::Inconsistent {
+            what: "the device state is gone".to_owned(),
+        }),
     }
 }
 
@@ -140,7 +147,11 @@ mod tests {
 
     const HERE: BootId = BootId(1);
     const BEFORE: BootId = BootId(0);
-    const PROCESS: ProcessIdentity = ProcessIdentity { pid: 100, start_ticks: 7, boot: HERE };
+    const PROCESS: ProcessIdentity = ProcessIdentity {
+        pid: 100,
+        start_ticks: 7,
+        boot: HERE,
+    };
     const FACTS: Facts = Facts {
         boot: HERE,
         start_ticks_at_pid: Some(7),
@@ -150,7 +161,13 @@ mod tests {
     };
 
     fn check(phase: Phase, facts: Facts, want: &str) {
-        let decision = decide(&Record { phase: phase.clone(), generation: Generation(3) }, &facts);
+        let decision = decide(
+            &Record {
+                phase: phase.clone(),
+                generation: Generation(3),
+            },
+            &facts,
+        );
         let got = match &decision {
             Decision::Rest => "rest".to_owned(),
             Decision::Adopt { .. } => "adopt".to_owned(),
@@ -170,12 +187,18 @@ mod tests {
         check(phase(HERE), FACTS, "adopt");
         check(
             phase(HERE),
-            Facts { start_ticks_at_pid: Some(8), ..FACTS },
+            Facts {
+                start_ticks_at_pid: Some(8),
+                ..FACTS
+            },
             "fail: the process ended: while no daemon ran",
         );
         check(
             phase(HERE),
-            Facts { start_ticks_at_pid: None, ..FACTS },
+            Facts {
+                start_ticks_at_pid: None,
+                ..FACTS
+            },
             "fail: the process ended: while no daemon ran",
         );
         check(
@@ -188,35 +211,58 @@ mod tests {
     #[test]
     fn a_sleeper_is_kept_when_all_of_its_image_is_there() {
         let phase = |boot, kept| Phase::Standby {
-            image: MemoryImage { generation: Generation(3), boot, kept },
+            image: MemoryImage {
+                generation: Generation(3),
+                boot,
+                kept,
+            },
         };
         let resident = Kept::Resident { inode: 11 };
         check(phase(HERE, resident), FACTS, "keep");
-        check(phase(BEFORE, resident), FACTS, "fail: the host rebooted and the memory image did not survive");
+        check(
+            phase(BEFORE, resident),
+            FACTS,
+            "fail: the host rebooted and the memory image did not survive",
+        );
         check(phase(BEFORE, Kept::Spilled), FACTS, "keep");
         check(
             phase(HERE, resident),
-            Facts { resident_inode: Some(12), ..FACTS },
+            Facts {
+                resident_inode: Some(12),
+                ..FACTS
+            },
             "fail: records and host disagree: the memory file has inode 12, recorded is 11",
         );
         check(
             phase(HERE, resident),
-            Facts { resident_inode: None, ..FACTS },
+            Facts {
+                resident_inode: None,
+                ..FACTS
+            },
             "fail: records and host disagree: the memory file is gone",
         );
         check(
             phase(HERE, Kept::Spilled),
-            Facts { spilled: Presence::Absent, ..FACTS },
+            Facts {
+                spilled: Presence::Absent,
+                ..FACTS
+            },
             "fail: records and host disagree: the spilled memory file is gone",
         );
         check(
             phase(HERE, resident),
-            Facts { device_state: Some(Generation(4)), ..FACTS },
+            Facts {
+                device_state: Some(Generation(4)),
+                ..FACTS
+            },
             "fail: records and host disagree: the device state is of generation 4, recorded is 3",
         );
         check(
             phase(HERE, resident),
-            Facts { device_state: None, ..FACTS },
+            Facts {
+                device_state: None,
+                ..FACTS
+            },
             "fail: records and host disagree: the device state is gone",
         );
     }
@@ -227,6 +273,12 @@ mod tests {
         check(Phase::Starting, FACTS, "finish start");
         check(Phase::Stopping, FACTS, "finish stop");
         check(Phase::Deleting, FACTS, "finish delete");
-        check(Phase::Failed { reason: FailReason::HostRebooted }, FACTS, "finish burial(hostrebooted)");
+        check(
+            Phase::Failed {
+                reason: FailReason::HostRebooted,
+            },
+            FACTS,
+            "finish burial(hostrebooted)",
+        );
     }
 }

@@ -145,7 +145,7 @@ fn boot_message(rooms: &Rooms, remembered: &Remembered) -> Boot {
         environment: image.environment,
         working_directory: image.working_directory,
         user: image.user,
-        stop_signal: 0,
+        stop_signal: image.stop_signal,
         root: Disk::Serial(ROOT_SERIAL.to_owned()),
         overlay: Some(Disk::Serial(DISK_SERIAL.to_owned())),
         seed: rooms.random(),

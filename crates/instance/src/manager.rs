@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dormouse_model::{Addresses, Attempt, Bytes, InstanceSpec, MonoTime, Name, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd, WorkloadId};
+use dormouse_model::{Addresses, Attempt, Bytes, InstanceSpec, MonoTime, Name, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd, WallTime, WorkloadId};
 use dormouse_network::AddressPool;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -582,6 +582,12 @@ impl Instances {
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.shared.rooms.layout
+    }
+
+    /// The wall clock.
+    #[must_use]
+    pub fn now(&self) -> WallTime {
+        self.shared.rooms.clock.wall()
     }
 
     /// Random bits, for names.

@@ -1,6 +1,7 @@
 //! Looking at the host for what a record speaks of, when a daemon starts. Gathers facts and handles;
 //! `adoption` decides.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,7 +43,10 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
             start_ticks_at_pid = None;
         }
     }
-    let expected = if parts.vm.is_some() { Expected::Open { tap: None } } else { Expected::Parked };
+    let expected = match parts.vm {
+        Some(_) => Expected::Open { tap: held_tap(rooms, remembered).await },
+        None => Expected::Parked,
+    };
     if has_link(&remembered.life.phase) {
         match rooms.network.adopt(id, remembered.view.addresses, expected).await {
             Ok(adopted) => parts.link = Some(adopted.link),
@@ -103,6 +107,18 @@ async fn adopt(
         }
         Err(error) => {
             tracing::error!(instance_id = %id, error = %chain(&error), "process not adopted");
+            None
+        }
+    }
+}
+
+/// The tap that the keeper holds for the instance.
+async fn held_tap(rooms: &Rooms, remembered: &Remembered) -> Option<OwnedFd> {
+    let name = Rooms::held_name(remembered.view.id, "tap")?;
+    match rooms.holder.get(&name).await {
+        Ok(held) => held?.descriptors.into_iter().next(),
+        Err(error) => {
+            tracing::warn!(instance_id = %remembered.view.id, error = %chain(&error), "tap not handed back");
             None
         }
     }

@@ -13,7 +13,9 @@ use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
 use dormouse_model::{InstanceSpec, MacAddress, MonoTime, WallTime, WorkloadId};
 use dormouse_network::{AddressPool, DataPlane, LinkCounters};
+use dormouse_keeper::{HeldName, Holder};
 use dormouse_store::Store;
+use dormouse_sys::netns::Namespace;
 
 use crate::machine::{Limits, Settings, SpillPolicy};
 use crate::memory::{GiveBack, GuestRam, ImageFiles};
@@ -145,6 +147,8 @@ pub struct GuestCommand {
     pub working_directory: String,
     /// As whom.
     pub user: String,
+    /// The signal that asks it to end, by number; 0: SIGTERM.
+    pub stop_signal: u32,
 }
 
 /// What instances need of images.
@@ -184,6 +188,10 @@ pub struct Rooms {
     pub network: DataPlane,
     /// Imported images.
     pub images: Arc<dyn Images>,
+    /// Keeps descriptors over restarts of the daemon.
+    pub holder: Arc<dyn Holder>,
+    /// An empty network namespace for VMMs: what they need they hold by descriptor.
+    pub vmm_namespace: Arc<Namespace>,
     /// One group a VMM.
     pub cgroups: dormouse_cgroup::Hierarchy,
     /// Says whether a workload is idle beyond doubt.
@@ -221,6 +229,12 @@ impl Rooms {
             drop(std::io::Read::read_exact(&mut device, &mut bytes));
         }
         bytes
+    }
+
+    /// Under what the keeper holds an instance's `what`; `None` is impossible for the words we use.
+    #[must_use]
+    pub fn held_name(id: WorkloadId, what: &str) -> Option<HeldName> {
+        format!("{id}/{what}").parse().ok()
     }
 
     /// The settings of an instance's machine.

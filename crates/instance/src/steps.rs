@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use dormouse_guest::Message;
 use dormouse_hypervisor::{ExitReason, Vm};
+use dormouse_keeper::HeldKind;
 use dormouse_model::error::chain;
 use dormouse_model::{Attempt, Fault, Kind};
 use dormouse_network::{Link, LinkCounters};
@@ -200,7 +201,30 @@ impl StepContext {
 
     async fn make_tap(self) -> Outcome {
         let tap = self.link()?.make_tap().await.map_err(|error| failure(&error))?;
+        let copy = tap.try_clone().map_err(|error| file_failure("duplicating", Path::new("tap"), &error))?;
+        self.hold("tap", HeldKind::Tap, copy).await;
         Ok((Done::Plain, Change::Tap(Some(tap))))
+    }
+
+    /// Has the keeper hold a descriptor for the next daemon. Without it that daemon can still adopt the
+    /// guest, but not drain its tap, so it cannot put it to sleep before it was stopped once.
+    pub(crate) async fn hold(&self, what: &str, kind: HeldKind, descriptor: OwnedFd) {
+        let id = self.remembered.view.id;
+        let Some(name) = Rooms::held_name(id, what) else { return };
+        if let Err(error) = self.rooms.holder.put(&name, kind, vec![descriptor]).await {
+            tracing::warn!(instance_id = %id, what, error = %chain(&error), "not held");
+        }
+    }
+
+    /// Has the keeper let go of everything of this instance.
+    pub(crate) async fn let_keeper_go(&self) {
+        let id = self.remembered.view.id;
+        for what in ["tap", "process"] {
+            let Some(name) = Rooms::held_name(id, what) else { continue };
+            if let Err(error) = self.rooms.holder.remove(&name).await {
+                tracing::warn!(instance_id = %id, what, error = %chain(&error), "still held");
+            }
+        }
     }
 
     async fn drain(self) -> Outcome {

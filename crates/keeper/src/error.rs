@@ -12,13 +12,19 @@ use crate::shelf::{HeldName, Shelf};
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
     /// No name for what is kept.
-    #[error("{text:?} is no name for a descriptor: use 1 to {} printable characters", HeldName::MAX_LENGTH)]
+    #[error(
+        "{text:?} is no name for a descriptor: use 1 to {} printable characters",
+        HeldName::MAX_LENGTH
+    )]
     NameUnusable {
         /// What was given.
         text: String,
     },
     /// None, or more than fit one message.
-    #[error("{count} descriptors under one name: use 1 to {}", dormouse_sys::descriptor::MAX_DESCRIPTORS)]
+    #[error(
+        "{count} descriptors under one name: use 1 to {}",
+        dormouse_sys::descriptor::MAX_DESCRIPTORS
+    )]
     CountUnusable {
         /// How many.
         count: usize,

@@ -12,7 +12,12 @@ use crate::shelf::{Entry, Held, HeldKind, HeldName, ProcessEnd, Shelf};
 #[async_trait]
 pub trait Holder: Send + Sync + std::fmt::Debug {
     /// Keeps descriptors under `name`; what was there is closed. May be sent again.
-    async fn put(&self, name: &HeldName, kind: HeldKind, descriptors: Vec<OwnedFd>) -> Result<(), KeeperError>;
+    async fn put(
+        &self,
+        name: &HeldName,
+        kind: HeldKind,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), KeeperError>;
 
     /// Copies of what is kept under `name`; `None` for nothing.
     async fn get(&self, name: &HeldName) -> Result<Option<Held>, KeeperError>;
@@ -43,17 +48,29 @@ impl LocalHolder {
 
 #[async_trait]
 impl Holder for LocalHolder {
-    async fn put(&self, name: &HeldName, kind: HeldKind, descriptors: Vec<OwnedFd>) -> Result<(), KeeperError> {
+    async fn put(
+        &self,
+        name: &HeldName,
+        kind: HeldKind,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), KeeperError> {
         self.shelf().put(name.clone(), Held { kind, descriptors })
     }
 
     async fn get(&self, name: &HeldName) -> Result<Option<Held>, KeeperError> {
         let shelf = self.shelf();
-        let Some(held) = shelf.get(name) else { return Ok(None) };
+        let Some(held) = shelf.get(name) else {
+            return Ok(None);
+        };
         let copies: Result<Vec<OwnedFd>, _> = held.descriptors.iter().map(OwnedFd::try_clone).collect();
-        let descriptors =
-            copies.map_err(|source| KeeperError::Unreadable { name: name.to_string(), source })?;
-        Ok(Some(Held { kind: held.kind, descriptors }))
+        let descriptors = copies.map_err(|source| KeeperError::Unreadable {
+            name: name.to_string(),
+            source,
+        })?;
+        Ok(Some(Held {
+            kind: held.kind,
+            descriptors,
+        }))
     }
 
     async fn list(&self) -> Result<Vec<Entry>, KeeperError> {

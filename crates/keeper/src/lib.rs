@@ -5,7 +5,7 @@
 //! nothing else, so that a daemon may end in any way and its successor finds them.
 //!
 //! ```text
-//!  daemon ── Holder ─┬─ KeeperClient ══ SOCK_SEQPACKET, one frame a message, SCM_RIGHTS ══▶ Keeper ─▶ Shelf
+//!  daemon ── Holder ─┬─ KeeperClient ══ Unix stream: frames, SCM_RIGHTS ══▶ Keeper ─▶ Shelf
 //!                    └─ LocalHolder ─▶ Shelf (tests)
 //! ```
 //!
@@ -34,4 +34,4 @@ pub use client::KeeperClient;
 pub use error::KeeperError;
 pub use holder::{Holder, LocalHolder};
 pub use server::Keeper;
-pub use shelf::{HeldName, HeldKind, Held, Entry, ProcessEnd};
+pub use shelf::{Entry, Held, HeldKind, HeldName, ProcessEnd};

@@ -40,7 +40,9 @@ impl FromStr for HeldName {
         if usable && text.bytes().all(|byte| byte.is_ascii_graphic()) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(KeeperError::NameUnusable { text: text.to_owned() })
+            Err(KeeperError::NameUnusable {
+                text: text.to_owned(),
+            })
         }
     }
 }
@@ -133,9 +135,16 @@ impl Shelf {
     #[must_use]
     pub fn list(&self, after: Option<&HeldName>, limit: usize) -> Vec<Entry> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let rest = self.held.range::<HeldName, _>((from, Bound::Unbounded)).take(limit);
-        rest.map(|(name, held)| Entry { name: name.clone(), kind: held.kind, count: held.descriptors.len() })
-            .collect()
+        let rest = self
+            .held
+            .range::<HeldName, _>((from, Bound::Unbounded))
+            .take(limit);
+        rest.map(|(name, held)| Entry {
+            name: name.clone(),
+            kind: held.kind,
+            count: held.descriptors.len(),
+        })
+        .collect()
     }
 
     /// How the process kept under `name` ended; `None` when nothing is kept there.
@@ -143,17 +152,26 @@ impl Shelf {
     /// # Errors
     /// When what is kept there is no process, or the kernel does not answer.
     pub fn process_end(&self, name: &HeldName) -> Result<Option<ProcessEnd>, KeeperError> {
-        let Some(held) = self.held.get(name) else { return Ok(None) };
-        let (HeldKind::Process, [descriptor]) = (held.kind, held.descriptors.as_slice()) else {
-            return Err(KeeperError::NotProcess { name: name.to_string() });
+        let Some(held) = self.held.get(name) else {
+            return Ok(None);
         };
-        let end = descriptor.try_clone().and_then(|copy| PidFd::from_descriptor(copy).exit());
+        let (HeldKind::Process, [descriptor]) = (held.kind, held.descriptors.as_slice()) else {
+            return Err(KeeperError::NotProcess {
+                name: name.to_string(),
+            });
+        };
+        let end = descriptor
+            .try_clone()
+            .and_then(|copy| PidFd::from_descriptor(copy).exit());
         match end {
             Ok(None) => Ok(Some(ProcessEnd::Alive)),
             Ok(Some(Exit::Code(code))) => Ok(Some(ProcessEnd::Code(code))),
             Ok(Some(Exit::Signal(signal))) => Ok(Some(ProcessEnd::Signal(signal))),
             Ok(Some(Exit::Unknown)) => Ok(Some(ProcessEnd::Unknown)),
-            Err(source) => Err(KeeperError::Unreadable { name: name.to_string(), source }),
+            Err(source) => Err(KeeperError::Unreadable {
+                name: name.to_string(),
+                source,
+            }),
         }
     }
 }
@@ -172,9 +190,14 @@ mod tests {
 
     #[test]
     fn names() {
-        for (text, good) in
-            [("a", true), ("01k/tap", true), ("", false), ("a b", false), ("é", false), ("a\n", false)]
-        {
+        for (text, good) in [
+            ("a", true),
+            ("01k/tap", true),
+            ("", false),
+            ("a b", false),
+            ("é", false),
+            ("a\n", false),
+        ] {
             assert_eq!(text.parse::<HeldName>().is_ok(), good, "{text:?}");
         }
         assert!("a".repeat(128).parse::<HeldName>().is_ok());
@@ -185,9 +208,22 @@ mod tests {
     fn lists_are_cut_into_pages() {
         let mut shelf = Shelf::default();
         for text in ["c", "a", "b"] {
-            shelf.put(name(text), Held { kind: HeldKind::Tap, descriptors: vec![null()] }).unwrap();
+            shelf
+                .put(
+                    name(text),
+                    Held {
+                        kind: HeldKind::Tap,
+                        descriptors: vec![null()],
+                    },
+                )
+                .unwrap();
         }
-        let names = |entries: Vec<Entry>| entries.into_iter().map(|e| e.name.to_string()).collect::<String>();
+        let names = |entries: Vec<Entry>| {
+            entries
+                .into_iter()
+                .map(|e| e.name.to_string())
+                .collect::<String>()
+        };
         assert_eq!(names(shelf.list(None, 2)), "ab");
         assert_eq!(names(shelf.list(Some(&name("b")), 2)), "c");
         assert_eq!(names(shelf.list(Some(&name("bb")), 2)), "c");
@@ -205,27 +241,58 @@ mod tests {
             (HeldKind::Process, 2, false),
         ] {
             let descriptors = (0..count).map(|_| null()).collect();
-            assert_eq!(shelf.put(name("a"), Held { kind, descriptors }).is_ok(), good, "{kind:?} {count}");
+            assert_eq!(
+                shelf.put(name("a"), Held { kind, descriptors }).is_ok(),
+                good,
+                "{kind:?} {count}"
+            );
         }
     }
 
     #[test]
     fn what_became_of_a_process() {
         let mut shelf = Shelf::default();
-        let mut child = std::process::Command::new("sh").args(["-c", "read line; exit 7"])
-            .stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read line; exit 7"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
         let pidfd = PidFd::open(child.id()).unwrap().into_descriptor();
-        shelf.put(name("p"), Held { kind: HeldKind::Process, descriptors: vec![pidfd] }).unwrap();
+        shelf
+            .put(
+                name("p"),
+                Held {
+                    kind: HeldKind::Process,
+                    descriptors: vec![pidfd],
+                },
+            )
+            .unwrap();
         assert_eq!(shelf.process_end(&name("p")).unwrap(), Some(ProcessEnd::Alive));
         assert_eq!(shelf.process_end(&name("absent")).unwrap(), None);
         // Closing its input ends it; waiting takes the exit code away from everyone but the pidfd.
         child.wait().unwrap();
         let end = shelf.process_end(&name("p")).unwrap();
-        assert!(matches!(end, Some(ProcessEnd::Code(7) | ProcessEnd::Unknown)), "{end:?}");
+        assert!(
+            matches!(end, Some(ProcessEnd::Code(7) | ProcessEnd::Unknown)),
+            "{end:?}"
+        );
         if end == Some(ProcessEnd::Unknown) {
-            println!("skipped: what_became_of_a_process: this kernel does not tell how a reaped process ended");
+            println!(
+                "skipped: what_became_of_a_process: this kernel does not tell how a reaped process ended"
+            );
         }
-        shelf.put(name("t"), Held { kind: HeldKind::Tap, descriptors: vec![null()] }).unwrap();
-        assert!(matches!(shelf.process_end(&name("t")), Err(KeeperError::NotProcess { .. })));
+        shelf
+            .put(
+                name("t"),
+                Held {
+                    kind: HeldKind::Tap,
+                    descriptors: vec![null()],
+                },
+            )
+            .unwrap();
+        assert!(matches!(
+            shelf.process_end(&name("t")),
+            Err(KeeperError::NotProcess { .. })
+        ));
     }
 }

@@ -1,5 +1,5 @@
-//! The frames between the daemon and its keeper. One frame is one message of the socket; descriptors
-//! go beside it. A keeper may be older or newer than the daemon, so frames only grow: fields are
+//! The frames between the daemon and its keeper. On the stream a frame is four bytes of length, little
+//! endian, and its bytes; descriptors go with the first of them. A keeper may be older or newer than the daemon, so frames only grow: fields are
 //! added, numbers are never used again.
 
 use prost::Message;
@@ -143,9 +143,6 @@ pub struct Refused {
     /// Whether it is for want of room.
     #[prost(bool, tag = "2")]
     pub full: bool,
-    /// Whether what is kept there is no process.
-    #[prost(bool, tag = "3")]
-    pub not_process: bool,
 }
 
 impl From<ProcessEnd> for Ended {
@@ -187,7 +184,9 @@ impl TryFrom<ListedEntry> for Entry {
     fn try_from(listed: ListedEntry) -> Result<Self, KeeperError> {
         Ok(Self {
             name: listed.name.parse()?,
-            kind: kind_from(listed.kind).ok_or(KeeperError::Garbled { what: "an unknown kind" })?,
+            kind: kind_from(listed.kind).ok_or(KeeperError::Garbled {
+                what: "an unknown kind",
+            })?,
             count: usize::try_from(listed.count).unwrap_or(usize::MAX),
         })
     }
@@ -225,12 +224,29 @@ mod tests {
     #[test]
     fn the_bytes_of_version_1() {
         // Golden: a keeper of this release must understand the daemons of all later ones.
-        let put = Put { name: "a/tap".to_owned(), kind: 1 };
-        let request = Request { version: 1, number: 300, ask: Some(Ask::Put(put)) };
-        let want = [8, 1, 16, 0xac, 2, 0x1a, 9, 0x0a, 5, b'a', b'/', b't', b'a', b'p', 16, 1];
+        let put = Put {
+            name: "a/tap".to_owned(),
+            kind: 1,
+        };
+        let request = Request {
+            version: 1,
+            number: 300,
+            ask: Some(Ask::Put(put)),
+        };
+        let want = [
+            8, 1, 16, 0xac, 2, 0x1a, 9, 0x0a, 5, b'a', b'/', b't', b'a', b'p', 16, 1,
+        ];
         assert_eq!(request.encode_to_vec(), want);
-        let ended = Ended { alive: false, code: Some(7), signal: None };
-        let response = Response { version: 1, number: 2, answer: Some(Answer::Ended(ended)) };
+        let ended = Ended {
+            alive: false,
+            code: Some(7),
+            signal: None,
+        };
+        let response = Response {
+            version: 1,
+            number: 2,
+            answer: Some(Answer::Ended(ended)),
+        };
         assert_eq!(response.encode_to_vec(), [8, 1, 16, 2, 0x3a, 2, 16, 14]);
     }
 
@@ -240,8 +256,13 @@ mod tests {
             assert_eq!(kind_from(kind_number(kind)), Some(kind));
         }
         assert_eq!(kind_from(0), None);
-        for end in [ProcessEnd::Alive, ProcessEnd::Code(0), ProcessEnd::Code(-1), ProcessEnd::Signal(9), ProcessEnd::Unknown]
-        {
+        for end in [
+            ProcessEnd::Alive,
+            ProcessEnd::Code(0),
+            ProcessEnd::Code(-1),
+            ProcessEnd::Signal(9),
+            ProcessEnd::Unknown,
+        ] {
             assert_eq!(ProcessEnd::from(Ended::from(end)), end);
         }
     }
@@ -249,9 +270,19 @@ mod tests {
     #[test]
     fn the_largest_page_fits_a_frame() {
         let name = "n".repeat(HeldName::MAX_LENGTH);
-        let entry = ListedEntry { name, kind: u32::MAX, count: u32::MAX };
-        let listed = Listed { entries: vec![entry; PAGE] };
-        let response = Response { version: u32::MAX, number: u64::MAX, answer: Some(Answer::Listed(listed)) };
+        let entry = ListedEntry {
+            name,
+            kind: u32::MAX,
+            count: u32::MAX,
+        };
+        let listed = Listed {
+            entries: vec![entry; PAGE],
+        };
+        let response = Response {
+            version: u32::MAX,
+            number: u64::MAX,
+            answer: Some(Answer::Listed(listed)),
+        };
         assert!(response.encoded_len() <= MAX_FRAME, "{}", response.encoded_len());
     }
 

@@ -17,7 +17,8 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use crate::error::NetworkError;
 use crate::kernel::{Kernel, LinkCore, Tap};
 use crate::link::{LinkInput, LinkState};
-use crate::plane::{DataPlane, Entry, Link, Links};
+use crate::plane::{DataPlane, Link};
+use crate::registry::{Entry, Links};
 use crate::request::{self, Device, Metric, ROUTE_PROTOCOL};
 use crate::setup::OwnLink;
 use crate::sources;
@@ -205,7 +206,14 @@ fn sweep(kernel: &mut Kernel, links: &Links) -> Result<(Swept, Vec<IpAddr>), Net
         }
     }
     let mut asked = Vec::new();
-    for entry in kernel.waiting()? {
+    let pools = kernel.pools();
+    // Groups have entries too, which the kernel makes.
+    let in_pools = |address: &IpAddr| pools.iter().any(|pool| pool.contains(address));
+    for entry in kernel
+        .waiting()?
+        .into_iter()
+        .filter(|entry| in_pools(&entry.address))
+    {
         match states.get(&entry.address) {
             None => {
                 swept.neighbours += 1;

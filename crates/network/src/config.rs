@@ -27,7 +27,7 @@ pub struct NetworkConfig {
     /// Bytes of a frame without its Ethernet header, on every device.
     pub mtu_bytes: u32,
     /// Frames that a tap holds for its VMM. What a release lets go arrives at once: keep it at
-    /// three times the largest burst that should survive.
+    /// three times the largest burst that should survive. Memory is taken in powers of two.
     pub tap_queue_length: u32,
     /// Memory that one sleeper's waiting packets may take, in each of the two families. The oldest
     /// are dropped beyond it. The kernel counts about 830 bytes for a small packet.
@@ -61,7 +61,7 @@ impl Default for NetworkConfig {
             gateway_ipv4: Ipv4Addr::new(169, 254, 1, 1),
             gateway_ipv6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
             mtu_bytes: 1500,
-            tap_queue_length: 10_000,
+            tap_queue_length: 8192,
             parked_bytes_per_sleeper: Bytes::mib(64),
             masquerade: true,
             flow_events: FlowEvents::WorkloadsOnly,

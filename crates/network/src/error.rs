@@ -124,6 +124,12 @@ pub enum NetworkError {
     /// The kernel's packets in flight could not be waited for.
     #[error("waiting for packets in flight")]
     InFlight(#[source] io::Error),
+    /// The kernel gave no thread.
+    #[error("starting a thread")]
+    Thread {
+        /// Why.
+        source: io::Error,
+    },
     /// The data plane's thread did not answer in time.
     #[error("waiting {waited:?} for the network thread")]
     Slow {
@@ -142,9 +148,10 @@ impl Fault for NetworkError {
             Self::Namespace(_) | Self::RulesProgram(_) => Kind::Unavailable,
             Self::Tap { .. } => Kind::Unavailable,
             Self::DeviceInTheWay { .. } | Self::TableInTheWay { .. } => Kind::Conflict,
-            Self::Kernel { source, .. } | Self::Setting { source, .. } | Self::InFlight(source) => {
-                of_io(source)
-            }
+            Self::Kernel { source, .. }
+            | Self::Setting { source, .. }
+            | Self::InFlight(source)
+            | Self::Thread { source } => of_io(source),
             Self::SourceCheckStrict | Self::Ipv6Off => Kind::Unsupported,
             Self::AddressInUse { .. } => Kind::Exists,
             Self::Refused { .. } | Self::DescriptorMissing { .. } => Kind::WrongState,
@@ -173,6 +180,7 @@ impl Fault for NetworkError {
             Self::DescriptorMissing { .. } => "NETWORK_DESCRIPTOR_MISSING",
             Self::NotDrained { .. } => "NETWORK_NOT_DRAINED",
             Self::InFlight(_) => "NETWORK_IN_FLIGHT_UNKNOWN",
+            Self::Thread { .. } => "NETWORK_THREAD_REFUSED",
             Self::Slow { .. } => "NETWORK_SLOW",
             Self::WorkerGone => "NETWORK_WORKER_GONE",
         }

@@ -16,8 +16,9 @@ use netlink_packet_route::stats::{StatsAttribute, StatsMessage};
 
 use crate::config::NetworkConfig;
 use crate::error::NetworkError;
-use crate::link::{LinkEffect, LinkInput, LinkMachine};
+use crate::link::{LinkEffect, LinkInput, LinkMachine, OnFailure};
 use crate::netlink::{Request, RequestSocket};
+use crate::reaper::{Deletion, Reaper};
 use crate::request::{self, Device, LinkSettings, Metric};
 use crate::setup::unreadable;
 use crate::sources;
@@ -28,6 +29,7 @@ pub(crate) struct Kernel {
     pub(crate) config: NetworkConfig,
     pub(crate) route: RequestSocket,
     pub(crate) packet: RequestSocket,
+    pub(crate) reaper: Reaper,
     /// The number of `p0`.
     pub(crate) parking: u32,
 }
@@ -47,6 +49,15 @@ pub(crate) struct Tap {
     pub(crate) index: u32,
     /// Ours, beside the VMM's: to look into the queue.
     pub(crate) descriptor: Option<Arc<OwnedFd>>,
+}
+
+/// What came of a step.
+#[derive(Debug, Default)]
+pub(crate) struct Stepped {
+    /// Whether the input is to be reported as a knock.
+    pub(crate) report: bool,
+    /// Taps that are being deleted.
+    pub(crate) deletions: Vec<Deletion>,
 }
 
 /// What a tap has counted since it was made. All counters only grow.
@@ -91,23 +102,27 @@ impl Kernel {
         ]
     }
 
-    /// Feeds `input` to the link's machine and does what it says. When a deed fails the machine goes
-    /// back a step, and that is done as far as it can be.
-    ///
-    /// Returns whether the input is to be reported as a knock.
-    pub(crate) fn step(&mut self, link: &mut LinkCore, input: LinkInput) -> Result<bool, NetworkError> {
+    /// Feeds `input` to the link's machine and does what it says, as far as it can be done.
+    pub(crate) fn step(&mut self, link: &mut LinkCore, input: LinkInput) -> Result<Stepped, NetworkError> {
         let mut effects = Vec::new();
         let now = now()?;
         let refused = |source| NetworkError::Refused { id: link.id, source };
         link.machine.handle(now, input, &mut effects).map_err(refused)?;
-        let report = effects.contains(&LinkEffect::Report);
+        let (mut stepped, mut failed) = (Stepped::default(), None);
         for effect in effects {
-            if let Err(error) = self.perform(link, effect) {
-                self.go_back(link, now);
-                return Err(error);
+            let Err(error) = self.perform(link, effect, &mut stepped) else {
+                continue;
+            };
+            failed = failed.or(Some(error));
+            match input.on_failure() {
+                OnFailure::GoOn => {}
+                OnFailure::GoBack => {
+                    self.go_back(link, now);
+                    break;
+                }
             }
         }
-        Ok(report)
+        failed.map_or(Ok(stepped), Err)
     }
 
     fn go_back(&mut self, link: &mut LinkCore, now: MonoTime) {
@@ -115,13 +130,19 @@ impl Kernel {
         // Never refused: a failure is a fact.
         let _ = link.machine.handle(now, LinkInput::Failed, &mut effects);
         for effect in effects {
-            if let Err(error) = self.perform(link, effect) {
-                tracing::warn!(id = %link.id, ?effect, error = dormouse_model::error::chain(&error), "undo failed");
+            if let Err(error) = self.perform(link, effect, &mut Stepped::default()) {
+                let error = dormouse_model::error::chain(&error);
+                tracing::warn!(id = %link.id, ?effect, error, "the link could not go back");
             }
         }
     }
 
-    fn perform(&mut self, link: &mut LinkCore, effect: LinkEffect) -> Result<(), NetworkError> {
+    fn perform(
+        &mut self,
+        link: &mut LinkCore,
+        effect: LinkEffect,
+        stepped: &mut Stepped,
+    ) -> Result<(), NetworkError> {
         let both = link.addresses.both();
         match effect {
             LinkEffect::RouteToTap => {
@@ -141,12 +162,17 @@ impl Kernel {
             }
             LinkEffect::Forget => self.forget(both),
             LinkEffect::DeleteTap => {
-                let Some(tap) = link.tap.take() else { return Ok(()) };
                 // Others may hold descriptors: the device goes now, not with the last of them.
-                self.route.run(&[request::remove_link(Device::Index(tap.index))])
+                stepped
+                    .deletions
+                    .extend(link.tap.take().map(|tap| self.reaper.delete(tap)));
+                Ok(())
             }
-            LinkEffect::Withdraw => self.withdraw(link),
-            LinkEffect::Report => Ok(()),
+            LinkEffect::Withdraw => self.withdraw(link, stepped),
+            LinkEffect::Report => {
+                stepped.report = true;
+                Ok(())
+            }
         }
     }
 
@@ -163,18 +189,22 @@ impl Kernel {
         self.route.run(&requests)
     }
 
-    fn withdraw(&mut self, link: &LinkCore) -> Result<(), NetworkError> {
-        let name = self.config.tap_name(link.id);
-        let mut requests = Vec::new();
-        requests.extend(
-            self.find_own(&name)?
-                .map(|index| request::remove_link(Device::Index(index))),
-        );
-        for address in link.addresses.both() {
-            requests.push(request::remove_route(address, self.parking, Metric::Parking));
-            requests.push(request::remove_neighbour(self.parking, address));
+    fn withdraw(&mut self, link: &LinkCore, stepped: &mut Stepped) -> Result<(), NetworkError> {
+        // Of an earlier life, or of a deletion that failed.
+        if let Some(index) = self.find_own(&self.config.tap_name(link.id))? {
+            stepped.deletions.push(self.reaper.delete(Tap {
+                index,
+                descriptor: None,
+            }));
         }
-        self.route.run(&requests)?;
+        let withdrawn = link.addresses.both().into_iter().flat_map(|address| {
+            [
+                request::remove_route(address, self.parking, Metric::Parking),
+                request::remove_neighbour(self.parking, address),
+            ]
+        });
+        let withdrawn: Vec<_> = withdrawn.collect();
+        self.route.run(&withdrawn)?;
         self.forbid(link.id, link.addresses)
     }
 
@@ -223,7 +253,11 @@ impl Kernel {
             queue_length: Some(self.config.tap_queue_length),
             private: true,
         };
-        let mut requests = vec![request::set_link(device, &settings), request::raise_link(device)];
+        let mut requests = vec![
+            request::set_link(device, &settings),
+            request::remove_queueing(index),
+            request::raise_link(device),
+        ];
         requests.extend(self.inhabitants(index, addresses));
         self.route.run(&requests)
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_model::WorkloadId;
 use dormouse_sys::netns::Namespace;
-use dormouse_sys::socket::enlarge_receive_buffer;
+use dormouse_sys::socket::{FilterInstruction, attach_filter, enlarge_receive_buffer};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -171,13 +171,31 @@ fn open_socket() -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
     let inner = socket.socket_mut();
     enlarge_receive_buffer(inner.as_fd(), RECEIVE_BUFFER_BYTES)?;
+    attach_filter(inner.as_fd(), &only_questions())?;
     inner.bind_auto()?;
     inner.add_membership(NEIGHBOUR_GROUP)?;
     Ok(socket)
 }
 
-/// The addresses that a datagram asks for on the parking device. The group also carries everybody's
-/// changes of neighbours; those are not for us.
+/// Classic BPF over a netlink message: the group also carries every change of every neighbour of the
+/// host. The type is at byte 4, in the host's order; the load takes it for network order.
+fn only_questions() -> [FilterInstruction; 4] {
+    let instruction = |code, jump_false, operand| FilterInstruction {
+        code,
+        jump_true: 0,
+        jump_false,
+        operand,
+    };
+    let wanted = u16::from_be_bytes(RTM_GETNEIGH.to_ne_bytes());
+    [
+        instruction(0x28, 0, 4),                 // ldh [4]
+        instruction(0x15, 1, u32::from(wanted)), // jeq wanted, else skip one
+        instruction(0x06, 0, u32::MAX),          // ret all
+        instruction(0x06, 0, 0),                 // ret nothing
+    ]
+}
+
+/// The addresses that a datagram asks for on the parking device.
 fn questions(datagram: &[u8], parking: u32) -> Vec<IpAddr> {
     messages(datagram)
         .filter(|message| message.kind == RTM_GETNEIGH)

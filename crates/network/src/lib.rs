@@ -30,8 +30,10 @@
 //! | [`knock`] | the stream of knocks |
 //! | [`limits`] | limits of the host that many sleepers need raised |
 //! | `rules` | the packet rules as text (pure) |
+//! | `registry` | all links |
 //! | `request`, `netlink` | netlink messages (pure), and the socket that carries them |
 //! | `kernel`, `setup`, `worker` | deeds, on one thread inside the namespace |
+//! | `reaper` | deleting taps, on another |
 
 pub mod adoption;
 pub mod config;
@@ -43,6 +45,8 @@ pub mod link;
 mod netlink;
 pub mod plane;
 pub mod pool;
+mod reaper;
+mod registry;
 mod request;
 mod rules;
 mod setup;

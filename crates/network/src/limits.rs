@@ -4,7 +4,7 @@
 //! first network namespace, where alone the kernel shows them.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::NetworkError;
 use crate::setup::set;
@@ -51,6 +51,41 @@ pub fn neighbour_limits() -> Result<[NeighbourLimits; 2], NetworkError> {
         Ok(NeighbourLimits { family, thresholds })
     };
     Ok([read("ipv4")?, read("ipv6")?])
+}
+
+/// Packets that could not wait, counted by the kernel since boot, host-wide, both families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ParkedDrops {
+    /// Dropped because too much waited for one address, or because nobody came.
+    pub discarded: u64,
+    /// Times that the table was full: see [`NeighbourLimits`].
+    pub table_full: u64,
+}
+
+/// Reads how many packets could not wait.
+///
+/// # Errors
+/// Outside the first network namespace.
+pub fn parked_drops() -> Result<ParkedDrops, NetworkError> {
+    let mut drops = ParkedDrops::default();
+    for table in ["arp_cache", "ndisc_cache"] {
+        let path = PathBuf::from(format!("/proc/net/stat/{table}"));
+        let text = fs::read_to_string(&path).map_err(|source| reading(&path, source))?;
+        drops.discarded += column(&text, "unresolved_discards");
+        drops.table_full += column(&text, "table_fulls");
+    }
+    Ok(drops)
+}
+
+/// The sum of a column of hexadecimal numbers, a row a processor, under a row of names. A column
+/// that this kernel does not have counts nothing.
+fn column(text: &str, name: &str) -> u64 {
+    let mut rows = text.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let place = rows
+        .next()
+        .and_then(|names| names.iter().position(|&known| known == name));
+    let number = |row: Vec<&str>| u64::from_str_radix(row.get(place?)?, 16).ok();
+    rows.filter_map(number).sum()
 }
 
 /// What is too low for `sleepers` workloads.
@@ -105,16 +140,19 @@ fn threshold_path(family: &str, place: u32) -> PathBuf {
     PathBuf::from(format!("/proc/sys/net/{family}/neigh/default/gc_thresh{place}"))
 }
 
-fn read_number(path: &PathBuf) -> Result<u64, NetworkError> {
-    let failed = |source| NetworkError::Kernel {
-        doing: "reading the limit",
-        about: path.display().to_string(),
-        source,
-    };
-    let text = fs::read_to_string(path).map_err(failed)?;
+fn read_number(path: &Path) -> Result<u64, NetworkError> {
+    let text = fs::read_to_string(path).map_err(|source| reading(path, source))?;
     text.trim()
         .parse()
-        .map_err(|_| failed(std::io::ErrorKind::InvalidData.into()))
+        .map_err(|_| reading(path, std::io::ErrorKind::InvalidData.into()))
+}
+
+fn reading(path: &Path, source: std::io::Error) -> NetworkError {
+    NetworkError::Kernel {
+        doing: "reading",
+        about: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -126,5 +164,18 @@ mod tests {
         assert_eq!(needed(0), [1024, 2048, 4096]);
         assert_eq!(needed(10_000), [11_024, 22_048, 44_096]);
         assert!(needed(u64::MAX)[2] == u64::MAX);
+    }
+
+    #[test]
+    fn counters_are_summed_over_processors() {
+        let text = "entries  table_fulls unresolved_discards\n00000004  00000001 0000000a\n00000004  00000002 00000006\n";
+        assert_eq!(
+            (column(text, "unresolved_discards"), column(text, "table_fulls")),
+            (16, 3)
+        );
+        assert_eq!(
+            (column(text, "of another kernel"), column("", "table_fulls")),
+            (0, 0)
+        );
     }
 }

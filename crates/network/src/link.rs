@@ -22,8 +22,8 @@
 //! being handed to it (the kernel frees what reaches a dead neighbour). So the entry is kept for
 //! [`LinkMachine::SETTLE`], and who comes later still only knocks, and is released by that.
 //!
-//! Every effect is idempotent and every step begins with effects that do not depend on how far a
-//! failed one got, so a failure is answered by going back to the step before: see [`LinkInput::Failed`].
+//! Every effect is idempotent and no step depends on how far a failed one got. So a move that fails
+//! is answered by moving back ([`LinkInput::Failed`]), and a deletion that fails by going on.
 
 use std::time::Duration;
 
@@ -62,8 +62,30 @@ pub enum LinkInput {
     DropTap,
     /// The workload is being deleted.
     Remove,
-    /// An effect of the last input failed: go back.
+    /// An effect of the last input failed and its [`OnFailure`] is to go back.
     Failed,
+}
+
+/// What to do when an effect fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OnFailure {
+    /// Stop, and feed [`LinkInput::Failed`]: packets go where they went before.
+    GoBack,
+    /// Carry out the other effects all the same.
+    GoOn,
+}
+
+impl LinkInput {
+    /// What to do when an effect of this input fails.
+    #[must_use]
+    pub const fn on_failure(self) -> OnFailure {
+        match self {
+            Self::Open | Self::Shut | Self::Knock | Self::TapMade => OnFailure::GoBack,
+            // To go back from settling would be to cut off a guest that has all its packets; and
+            // nothing that was deleted comes back.
+            Self::Tick | Self::DropTap | Self::Remove | Self::Failed => OnFailure::GoOn,
+        }
+    }
 }
 
 /// What to do, in order.

@@ -106,7 +106,9 @@ impl RequestSocket {
         let mut result = Ok(());
         for batch in requests.chunks(BATCH_MAX) {
             let done = self.exchange(batch, |request| request.flags | NLM_F_ACK);
-            result = result.and(done.map(|_| ()));
+            if let (Ok(()), Err(error)) = (&result, done) {
+                result = Err(error);
+            }
         }
         result
     }

@@ -3,28 +3,31 @@
 //! Every decision about a link is made and carried out in one job of the data plane's thread. So
 //! any future here may be dropped at any point: the job is then done whole, or never begun.
 
-use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_model::error::chain;
-use dormouse_model::{Addresses, MonoTime, WorkloadId};
+use dormouse_model::{Addresses, WorkloadId};
 use dormouse_sys::tap::packets_in_flight_settled;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::NetworkConfig;
 use crate::error::NetworkError;
-use crate::kernel::{Kernel, LinkCore, LinkCounters, Tap, now};
-use crate::knock::{Heard, Knock, KnockStream, Knocks, Listener};
-use crate::link::{LinkInput, LinkMachine, LinkState};
+use crate::kernel::{Kernel, LinkCounters, Stepped, now};
+use crate::knock::{Heard, Knock, KnockStream, Listener};
+use crate::link::{LinkInput, LinkState};
+use crate::reaper::Deletion;
+use crate::registry::{Entry, Links};
 use crate::worker::Worker;
 
 /// How often a tap's queue is looked at while it drains: nothing tells that it became empty.
 const DRAIN_STEP: Duration = Duration::from_millis(1);
+
+/// How long a tap may take to go. It takes some 20 ms, after those before it.
+const DELETION_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The data plane of one namespace. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -116,25 +119,27 @@ impl DataPlane {
         let links: Vec<_> = self.links.registry().by_id.values().cloned().collect();
         let registry = Arc::clone(&self.links);
         let work = move |kernel: &mut Kernel| {
-            let mut result = Ok(());
+            let (mut result, mut deletions) = (Ok(()), Vec::new());
             for entry in links {
-                let removed = kernel.step(&mut entry.core(), LinkInput::Remove);
-                result = result.and(removed.map(|_| ()));
+                match kernel.step(&mut entry.core(), LinkInput::Remove) {
+                    Ok(stepped) => deletions.extend(stepped.deletions),
+                    Err(error) => result = Err(error),
+                }
                 registry.publish(&entry);
                 registry.forget(&entry);
             }
             let device = kernel.tear_down();
-            result.and(device)
+            result.and(device).map(|()| deletions)
         };
-        self.worker.call(work).await
+        deleted(self.worker.call(work).await?).await
     }
 
-    async fn step(&self, entry: &Arc<Entry>, input: LinkInput) -> Result<bool, NetworkError> {
+    async fn step(&self, entry: &Arc<Entry>, input: LinkInput) -> Result<Stepped, NetworkError> {
         let (links, entry) = (Arc::clone(&self.links), Arc::clone(entry));
         let work = move |kernel: &mut Kernel| {
-            let report = kernel.step(&mut entry.core(), input);
+            let stepped = kernel.step(&mut entry.core(), input);
             links.publish(&entry);
-            report
+            stepped
         };
         self.worker.call(work).await
     }
@@ -158,8 +163,8 @@ impl DataPlane {
         metrics::counter!("dormouse_network_knocks_total", "for" => "late_parker").increment(1);
         match self.step(&entry, LinkInput::Knock).await {
             // It was shut meanwhile.
-            Ok(true) => self.links.knocks.push(knock),
-            Ok(false) => {}
+            Ok(stepped) if stepped.report => self.links.knocks.push(knock),
+            Ok(_) => {}
             // The kernel asks again in a second.
             Err(error) => tracing::warn!(id = %entry.id, error = chain(&error), "late packets not released"),
         }
@@ -270,7 +275,8 @@ impl Link {
 
     /// Makes the tap and returns a descriptor of it for the VMM: non-blocking, with a virtio header
     /// of 12 bytes, offloads off. Packets still park: see [`Link::open`]. The link keeps a descriptor
-    /// of its own until [`Link::drop_tap`].
+    /// of its own until [`Link::drop_tap`], so the tap outlives the VMM: call that when the VMM has ended,
+    /// or packets go to a queue that nobody reads.
     ///
     /// # Errors
     /// When the link has a tap or was removed, when a foreign device has the name, or when the kernel
@@ -384,12 +390,14 @@ impl Link {
     }
 
     /// Deletes the tap, whoever holds descriptors of it, shutting first if need be. Does nothing when
-    /// there is none.
+    /// there is none. Returns when it is gone, after some 20 ms; a next tap may be made at once, and
+    /// nothing is left undone when nobody waits.
     ///
     /// # Errors
     /// When the link was removed, or when the kernel refuses.
     pub async fn drop_tap(&self) -> Result<(), NetworkError> {
-        self.plane.step(&self.entry, LinkInput::DropTap).await.map(|_| ())
+        let stepped = self.plane.step(&self.entry, LinkInput::DropTap).await?;
+        deleted(stepped.deletions).await
     }
 
     /// Removes the link with all that was made for it, and drops what waits. When this returns
@@ -402,176 +410,27 @@ impl Link {
         let work = move |kernel: &mut Kernel| {
             let removed = kernel.step(&mut entry.core(), LinkInput::Remove);
             links.publish(&entry);
-            removed.map(|_| links.forget(&entry))
-        };
-        self.plane.worker.call(work).await
-    }
-}
-
-/// All links, and what concerns more than one.
-#[derive(Debug, Default)]
-pub(crate) struct Links {
-    registry: Mutex<Registry>,
-    pub(crate) knocks: Arc<Knocks>,
-    settling: Settling,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Registry {
-    pub(crate) by_id: BTreeMap<WorkloadId, Arc<Entry>>,
-    by_address: HashMap<IpAddr, WorkloadId>,
-}
-
-/// One link: what the thread works on, and what everybody may see without waiting for it.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) id: WorkloadId,
-    pub(crate) addresses: Addresses,
-    core: Mutex<LinkCore>,
-    seen: Mutex<Seen>,
-}
-
-/// A link as of its last step.
-#[derive(Debug, Clone)]
-pub(crate) struct Seen {
-    pub(crate) state: LinkState,
-    pub(crate) tap: Option<Tap>,
-}
-
-impl Entry {
-    /// For the thread alone: it is locked for as long as the kernel takes.
-    pub(crate) fn core(&self) -> MutexGuard<'_, LinkCore> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Links {
-    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn of_address(&self, address: IpAddr) -> Option<Arc<Entry>> {
-        let registry = self.registry();
-        registry
-            .by_address
-            .get(&address)
-            .and_then(|id| registry.by_id.get(id))
-            .cloned()
-    }
-
-    /// Enters a new link, parked and without a tap.
-    pub(crate) fn reserve(&self, id: WorkloadId, addresses: Addresses) -> Result<Arc<Entry>, NetworkError> {
-        let mut registry = self.registry();
-        if registry.by_id.contains_key(&id) {
-            return Err(NetworkError::AddressInUse {
-                id,
-                address: addresses.ipv4.into(),
-            });
-        }
-        for address in addresses.both() {
-            if registry.by_address.contains_key(&address) {
-                return Err(NetworkError::AddressInUse { id, address });
+            if removed.is_ok() {
+                links.forget(&entry);
             }
-        }
-        let core = LinkCore {
-            id,
-            addresses,
-            machine: LinkMachine::new(),
-            tap: None,
+            removed
         };
-        let seen = Seen {
-            state: LinkState::Parked,
-            tap: None,
-        };
-        let entry = Arc::new(Entry {
-            id,
-            addresses,
-            core: Mutex::new(core),
-            seen: Mutex::new(seen),
-        });
-        registry.by_id.insert(id, Arc::clone(&entry));
-        registry
-            .by_address
-            .extend(addresses.both().map(|address| (address, id)));
-        Ok(entry)
+        deleted(self.plane.worker.call(work).await?.deletions).await
     }
+}
 
-    /// Takes a link out. Only that very one: its successor may have entered meanwhile.
-    pub(crate) fn forget(&self, entry: &Arc<Entry>) {
-        let mut registry = self.registry();
-        if registry
-            .by_id
-            .get(&entry.id)
-            .is_some_and(|known| Arc::ptr_eq(known, entry))
-        {
-            registry.by_id.remove(&entry.id);
-            for address in entry.addresses.both() {
-                registry.by_address.remove(&address);
+/// Waits until taps are gone. What is under way goes on when this is dropped.
+async fn deleted(deletions: Vec<Deletion>) -> Result<(), NetworkError> {
+    for deletion in deletions {
+        match timeout(DELETION_DEADLINE, deletion).await {
+            Ok(Ok(end)) => end?,
+            Ok(Err(_)) => return Err(NetworkError::WorkerGone),
+            Err(_) => {
+                return Err(NetworkError::Slow {
+                    waited: DELETION_DEADLINE,
+                });
             }
         }
     }
-
-    /// Shows everybody how a link is after a step.
-    pub(crate) fn publish(&self, entry: &Entry) {
-        let core = entry.core();
-        let seen = Seen {
-            state: core.machine.state(),
-            tap: core.tap.clone(),
-        };
-        *entry.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
-        if let Some(due) = core.machine.next_deadline() {
-            self.settling.add(entry.id, due);
-        }
-    }
-}
-
-/// Which links settle when: at most one entry a link.
-#[derive(Debug, Default)]
-struct Settling {
-    due: Mutex<BTreeMap<WorkloadId, MonoTime>>,
-    changed: Notify,
-}
-
-impl Settling {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkloadId, MonoTime>> {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, id: WorkloadId, due: MonoTime) {
-        self.lock().insert(id, due);
-        self.changed.notify_one();
-    }
-
-    /// Waits until the first is due. Safe to cancel.
-    async fn due(&self) {
-        loop {
-            let first = self.lock().values().min().copied();
-            let Some(first) = first else {
-                self.changed.notified().await;
-                continue;
-            };
-            // Without a clock there is no deadline to keep: all of them are due.
-            let left = now().map_or(Duration::ZERO, |now| first.since(now));
-            if left.is_zero() || timeout(left, self.changed.notified()).await.is_err() {
-                return;
-            }
-        }
-    }
-
-    fn take_due(&self, now: MonoTime) -> Vec<WorkloadId> {
-        let mut due = self.lock();
-        let ready: Vec<_> = due
-            .iter()
-            .filter(|&(_, &at)| at <= now)
-            .map(|(&id, _)| id)
-            .collect();
-        for id in &ready {
-            due.remove(id);
-        }
-        ready
-    }
+    Ok(())
 }

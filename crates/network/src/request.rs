@@ -18,6 +18,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::stats::{StatsFilterMask, StatsMessage};
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 
 use crate::netlink::{Request, tolerate};
 
@@ -33,6 +34,7 @@ const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
 pub(crate) const RTM_GETNEIGH: u16 = 30;
+const RTM_NEWQDISC: u16 = 36;
 const RTM_GETSTATS: u16 = 94;
 
 /// The protocol number that our routes bear: `m`, which iproute2's table leaves free.
@@ -349,6 +351,22 @@ pub(crate) fn set_alias(device: Device<'_>, alias: &str) -> Request {
     let (mut message, about) = link(device);
     message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
     request(RTM_SETLINK, 0, &message, "marking the device", about)
+}
+
+/// Takes the queueing discipline from a device that is not up yet. A tap never pushes back, so that
+/// nothing ever queues there, and the default costs 450 KiB a tap (docs/adr/0001).
+pub(crate) fn remove_queueing(device: u32) -> Request {
+    let mut message = TcMessage::with_index(device.cast_signed());
+    message.header.parent = TcHandle::ROOT;
+    message.attributes.push(TcAttribute::Kind("noqueue".to_owned()));
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    request(
+        RTM_NEWQDISC,
+        flags,
+        &message,
+        "taking the queue from device",
+        format!("number {device}"),
+    )
 }
 
 /// Switches a device on.

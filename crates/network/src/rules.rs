@@ -74,6 +74,12 @@ fn chains(config: &NetworkConfig) -> Vec<Chain> {
         outwards.push(format!("ip saddr {pool} ip daddr != {pool} masquerade"));
         outwards.push(format!("ip6 saddr {prefix} ip6 daddr != {prefix} masquerade"));
     }
+    // A release of a workload whose tap has just died would go round in a circle.
+    let parking = config.parking_device();
+    let mut forward = vec![format!(
+        "iifname \"{reentry}\" oifname \"{parking}\" counter drop"
+    )];
+    forward.extend(track());
     let base = |name, hook, rules| Chain {
         name,
         hook: Some(hook),
@@ -87,7 +93,7 @@ fn chains(config: &NetworkConfig) -> Vec<Chain> {
         },
         base("ingress", "type filter hook prerouting priority raw", ingress),
         base("input", "type filter hook input priority filter", track()),
-        base("forward", "type filter hook forward priority filter", track()),
+        base("forward", "type filter hook forward priority filter", forward),
         base("output", "type filter hook output priority filter", track()),
         base("outwards", "type nat hook postrouting priority srcnat", outwards),
     ]
@@ -118,6 +124,7 @@ flush chain inet dormouse_dm input
 add rule inet dormouse_dm input ct state new jump events
 add chain inet dormouse_dm forward { type filter hook forward priority filter; policy accept; }
 flush chain inet dormouse_dm forward
+add rule inet dormouse_dm forward iifname "dmp1" oifname "dmp0" counter drop
 add rule inet dormouse_dm forward ct state new jump events
 add chain inet dormouse_dm output { type filter hook output priority filter; policy accept; }
 flush chain inet dormouse_dm output

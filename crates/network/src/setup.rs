@@ -18,6 +18,7 @@ use crate::config::NetworkConfig;
 use crate::error::NetworkError;
 use crate::kernel::Kernel;
 use crate::netlink::RequestSocket;
+use crate::reaper::Reaper;
 use crate::request::{self, Device, LinkSettings};
 use crate::{rules, sources};
 
@@ -30,10 +31,12 @@ impl Kernel {
         check_host(&config)?;
         let route = RequestSocket::open(netlink_sys::protocols::NETLINK_ROUTE)?;
         let packet = RequestSocket::open(sources::PROTOCOL)?;
+        let reaper = Reaper::start()?;
         let mut kernel = Self {
             config,
             route,
             packet,
+            reaper,
             parking: 0,
         };
         kernel.parking = kernel.make_parking_device()?;
@@ -54,7 +57,7 @@ impl Kernel {
         links.and(rules)
     }
 
-    fn pools(&self) -> [IpNet; 2] {
+    pub(crate) fn pools(&self) -> [IpNet; 2] {
         [
             IpNet::V4(self.config.ipv4_pool.trunc()),
             IpNet::V6(self.config.ipv6_prefix.trunc()),
@@ -98,7 +101,9 @@ impl Kernel {
             ..LinkSettings::default()
         };
         let mut requests = Vec::new();
-        for index in [p0_index, p1_index] {
+        // The other end first: p0 then has its carrier when it comes up, and is fit to send at once.
+        // The other way round it drops what it is given until a worker of the kernel gets to it.
+        for index in [p1_index, p0_index] {
             requests.push(request::set_link(Device::Index(index), &quiet));
             requests.push(request::raise_link(Device::Index(index)));
             // On p1 too: with a loose check of sources a device without an address passes nothing.
@@ -267,6 +272,10 @@ fn forward(kernel: &mut Kernel) -> Result<(), NetworkError> {
             .flatten()
             .flatten()
         {
+            // What devices to come begin with stays: taps must not listen to their guests.
+            if device.file_name() == "all" || device.file_name() == "default" {
+                continue;
+            }
             let accept = device.path().join("accept_ra");
             if get(&accept).is_ok_and(|value| value == "1") {
                 set(accept, "2")?;

@@ -52,10 +52,22 @@ mod tests {
     #[test]
     fn every_service_is_described() {
         let set = prost_types::FileDescriptorSet::decode(super::FILE_DESCRIPTOR_SET).unwrap();
-        let mut services: Vec<&str> =
-            set.file.iter().flat_map(|file| &file.service).map(|service| service.name()).collect();
+        let mut services: Vec<&str> = set
+            .file
+            .iter()
+            .flat_map(|file| &file.service)
+            .map(|service| service.name())
+            .collect();
         services.sort_unstable();
-        assert_eq!(services, ["ImageService", "InstanceService", "StandbyService", "SystemService"]);
+        assert_eq!(
+            services,
+            [
+                "ImageService",
+                "InstanceService",
+                "StandbyService",
+                "SystemService"
+            ]
+        );
     }
 
     #[test]
@@ -64,10 +76,20 @@ mod tests {
         // 2 = field (google/protobuf/descriptor.proto, SourceCodeInfo.Location).
         let set = prost_types::FileDescriptorSet::decode(super::FILE_DESCRIPTOR_SET).unwrap();
         for file in set.file.iter().filter(|file| file.package() == "dormouse.v1") {
-            let Some(info) = &file.source_code_info else { continue };
+            let Some(info) = &file.source_code_info else {
+                continue;
+            };
             for location in &info.location {
-                if matches!(location.path.as_slice(), [4, _] | [4, _, 2, _] | [5, _] | [6, _, 2, _]) {
-                    assert!(!location.leading_comments().is_empty(), "{} {:?}", file.name(), location.path);
+                if matches!(
+                    location.path.as_slice(),
+                    [4, _] | [4, _, 2, _] | [5, _] | [6, _, 2, _]
+                ) {
+                    assert!(
+                        !location.leading_comments().is_empty(),
+                        "{} {:?}",
+                        file.name(),
+                        location.path
+                    );
                 }
             }
         }

@@ -204,7 +204,12 @@ impl Workload {
             | State::Failed
             | State::Deleting => false,
         };
-        awake && self.is_followed() && self.view.sleep_support == SleepSupport::Able
+        awake && self.can_ever_sleep()
+    }
+
+    /// Whether it may sleep by itself in some state.
+    pub(crate) fn can_ever_sleep(&self) -> bool {
+        self.is_followed() && self.view.sleep_support == SleepSupport::Able
     }
 
     /// When its time comes, and what decides that; `None` when it is not idle.
@@ -361,6 +366,11 @@ pub(crate) const fn runs(state: State) -> bool {
         | State::Failed
         | State::Deleting => false,
     }
+}
+
+/// Whether the guest runs and packets reach it.
+pub(crate) const fn is_awake(state: State) -> bool {
+    matches!(state, State::Running | State::Initializing)
 }
 
 /// Whether it sleeps and a knock can wake it.

@@ -119,6 +119,26 @@ pub fn set_host_name(name: &str) -> io::Result<()> {
     Ok(nix::unistd::sethostname(name)?)
 }
 
+/// Sends signal `number` to process `pid`, real-time signals included.
+///
+/// # Errors
+/// `ESRCH` when there is no such process, `EINVAL` when there is no such signal or `pid` does not name
+/// one process.
+pub fn send_signal(pid: u32, number: u32) -> io::Result<()> {
+    let wrong = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let (pid, number) = (
+        i32::try_from(pid).map_err(wrong)?,
+        i32::try_from(number).map_err(wrong)?,
+    );
+    if pid == 0 {
+        // That would be every process of the caller's group.
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    let result = unsafe { libc::kill(pid, number) };
+    Ok(nix::errno::Errno::result(result).map(drop)?)
+}
+
 /// Powers the machine off. File systems are not synchronised: call `sync` before.
 ///
 /// # Errors
@@ -208,6 +228,16 @@ mod tests {
             "60123\n60124\n60124 60125\n"
         );
         assert!(output.status.success());
+    }
+
+    #[test]
+    fn signals_go_to_one_process() {
+        assert_eq!(send_signal(0, 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert!(send_signal(std::process::id(), 0).is_ok());
+        assert_eq!(
+            send_signal(std::process::id(), 65).unwrap_err().raw_os_error(),
+            Some(libc::EINVAL)
+        );
     }
 
     #[test]

@@ -50,7 +50,11 @@ pub fn cached(file: impl AsFd) -> io::Result<Cached> {
             flags,
         )
     };
-    if outcome == 0 { Ok(found) } else { Err(io::Error::last_os_error()) }
+    if outcome == 0 {
+        Ok(found)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Pages of `file` that the disk does not have yet.

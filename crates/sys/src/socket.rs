@@ -114,7 +114,10 @@ fn set_option<T: Copy>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -
 }
 
 /// Most messages that one call of [`NetlinkReceiver::receive`] takes.
-pub const RECEIVE_MESSAGES_MAX: usize = 64;
+pub const RECEIVE_MESSAGES_MAX: usize = SLOTS as usize;
+
+/// The same as the kernel counts it.
+const SLOTS: libc::c_uint = 64;
 
 /// One datagram that arrived on a netlink socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,7 +194,7 @@ impl NetlinkReceiver {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr(),
-                RECEIVE_MESSAGES_MAX as libc::c_uint,
+                SLOTS,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -225,7 +228,8 @@ impl NetlinkReceiver {
 }
 
 /// The size of a netlink address.
-const ADDRESS_BYTES: libc::socklen_t = mem::size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+const ADDRESS_BYTES: libc::socklen_t = 12;
+const _: () = assert!(mem::size_of::<libc::sockaddr_nl>() == ADDRESS_BYTES as usize);
 
 #[cfg(test)]
 mod tests {

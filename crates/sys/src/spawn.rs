@@ -52,6 +52,9 @@ pub struct Program<'a> {
     /// Open `cgroup.procs` files of the groups to join before the program starts, so that all that it
     /// ever uses is counted there.
     pub cgroups: &'a [BorrowedFd<'a>],
+    /// Open namespaces to enter (setns(2)): an empty network namespace keeps the program off the network
+    /// and leaves it the sockets and taps that it is handed.
+    pub namespaces: &'a [BorrowedFd<'a>],
     /// Answer `fallocate` with `EOPNOTSUPP` for ever: a program that maps a file privately must not be
     /// able to punch holes into it.
     pub refuse_fallocate: bool,
@@ -205,6 +208,7 @@ mod tests {
             identity: None,
             groups: &[],
             cgroups: &[],
+            namespaces: &[],
             refuse_fallocate: false,
         };
         change(&mut program);
@@ -275,12 +279,12 @@ mod tests {
         assert_eq!(
             ran.output.split_whitespace().collect::<Vec<_>>(),
             [
-                "NoNewPrivs:",
-                "1",
                 "SigBlk:",
                 "0000000000000000",
                 "SigIgn:",
-                "0000000000000000"
+                "0000000000000000",
+                "NoNewPrivs:",
+                "1"
             ]
         );
     }
@@ -346,12 +350,46 @@ mod tests {
             identity: None,
             groups: &[],
             cgroups: &groups,
+            namespaces: &[],
             refuse_fallocate: false,
         };
         spawn(&program).unwrap();
         let said = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(said, "0");
+    }
+
+    #[test]
+    fn namespaces_are_entered() {
+        // Our own, which needs no other but the right to enter it.
+        let own = File::open("/proc/self/ns/net").unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let (good, bad) = ([own.as_fd()], [null.as_fd()]);
+        if is_root() {
+            let ran = run("readlink /proc/$$/ns/net", |_| {}, &[]);
+            let script = "readlink /proc/$$/ns/net";
+            let (_, writer) = nix::unistd::pipe().unwrap();
+            let arguments = [CString::from(c"sh"), c"-c".into(), CString::new(script).unwrap()];
+            let mut program = Program {
+                path: c"/bin/sh",
+                arguments: &arguments,
+                environment: &[],
+                descriptors: &[],
+                output: writer.as_fd(),
+                identity: None,
+                groups: &[],
+                cgroups: &[],
+                namespaces: &good,
+                refuse_fallocate: false,
+            };
+            assert!(ran.output.starts_with("net:["), "{}", ran.output);
+            spawn(&program).unwrap();
+            program.namespaces = &bad;
+            let Err(SpawnError::Child { step, .. }) = spawn(&program) else {
+                panic!("must fail")
+            };
+            assert_eq!(step, Step::EnterNamespace);
+        }
     }
 
     #[test]
@@ -366,6 +404,7 @@ mod tests {
             identity: None,
             groups: &[],
             cgroups: &[],
+            namespaces: &[],
             refuse_fallocate: false,
         };
         let Err(SpawnError::Child { step, source, .. }) = spawn(&program) else {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use dormouse_instance::machine::{Done, Exit, Input as LifeInput, Phase, Step, StepFailure};
+use dormouse_instance::machine::{Done, Exit, Input as LifeInput, MemoryImage, Phase, Step, StepFailure};
 use dormouse_model::{Attempt, MonoTime, WorkloadId};
 
 use super::{BarrierFor, Daemon, Deed, Work};
 use crate::breach::Invariant;
-use crate::event::DaemonEvent;
+use crate::event::{DaemonEvent, Event};
 use crate::ground::Ground;
 use crate::host::Mode;
 use crate::kernel::Gate;
@@ -22,8 +22,14 @@ impl Daemon {
         step: Step,
         deadline: MonoTime,
     ) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        let deed = Deed { number, step, deadline };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
+        let deed = Deed {
+            number,
+            step,
+            deadline,
+        };
         if matches!(deed.step, Step::Spill { .. } | Step::Greet) {
             let wait = ground.random.millis(5, 900);
             ground.tell_after(wait, DaemonEvent::AsideEnds(id, number));
@@ -31,7 +37,11 @@ impl Daemon {
             return;
         }
         // A proof that was given up is dropped: its barrier will not come back.
-        if instance.deeds.front().is_some_and(|head| matches!(head.step, Step::Prove)) {
+        if instance
+            .deeds
+            .front()
+            .is_some_and(|head| matches!(head.step, Step::Prove))
+        {
             instance.deeds.pop_front();
             instance.busy = false;
         }
@@ -40,32 +50,26 @@ impl Daemon {
     }
 
     fn start_deed(&mut self, ground: &mut Ground, id: WorkloadId) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
         if instance.busy {
             return;
         }
-        let Some(deed) = instance.deeds.front().cloned() else { return };
+        let Some(deed) = instance.deeds.front().cloned() else {
+            return;
+        };
         instance.busy = true;
         let number = deed.number;
-        match deed.step {
-            Step::Prove => {
-                let live = ground.truths.get(&id).map(|truth| ground.kernel.live_inbound(&truth.addresses));
-                if let Some(truth) = ground.truths.get_mut(&id) {
-                    truth.live_at_proof = live.unwrap_or_default();
-                }
-                if !self.ask_barrier(ground, BarrierFor::Prove(id, number)) {
-                    let failure = StepFailure::Passing { why: "blind".to_owned() };
-                    self.finish_deed(ground, id, number, Err(failure));
-                }
-                return;
-            }
-            Step::Shut if !instance.engine_sleep => {
-                instance.confirmed_passed = ground.kernel.links.get(&id).map_or(0, |link| link.passed);
-            }
-            _ => {}
+        if deed.step == Step::Prove {
+            return self.prove(ground, id, number);
+        }
+        // An engine's sleep was measured by its confirm.
+        if deed.step == Step::Shut && !instance.engine_sleep {
+            instance.confirmed_passed = ground.kernel.links.get(&id).map_or(0, |link| link.passed);
         }
         let mut wait = duration_of(ground, &deed.step);
-        if ground.fault(4) {
+        if ground.fault(ground.profile.steps_late) {
             ground.tally.steps_late += 1;
             inject(ground, id);
             wait = deed.deadline.since(ground.now) + ground.random.millis(1, 2_000);
@@ -73,11 +77,32 @@ impl Daemon {
         ground.tell_after(wait, DaemonEvent::DeedEnds(id, number));
     }
 
+    fn prove(&mut self, ground: &mut Ground, id: WorkloadId, number: Attempt) {
+        if let Some(truth) = ground.truths.get_mut(&id) {
+            truth.live_at_proof = ground.kernel.live_inbound(&truth.addresses);
+        }
+        if !self.ask_barrier(ground, BarrierFor::Prove(id, number)) {
+            let failure = StepFailure::Passing {
+                why: "blind".to_owned(),
+            };
+            self.finish_deed(ground, id, number, Err(failure));
+        }
+    }
+
     /// The current deed is over.
     pub(super) fn deed_ends(&mut self, ground: &mut Ground, id: WorkloadId, number: Attempt) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        let Some(deed) = instance.deeds.front().filter(|deed| deed.number == number).cloned() else { return };
-        let result = if ground.fault(12) {
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
+        let Some(deed) = instance
+            .deeds
+            .front()
+            .filter(|deed| deed.number == number)
+            .cloned()
+        else {
+            return;
+        };
+        let result = if ground.fault(ground.profile.steps_fail) {
             ground.tally.steps_failed += 1;
             inject(ground, id);
             self.fail(ground, id, &deed.step)
@@ -94,7 +119,9 @@ impl Daemon {
         number: Attempt,
         result: Result<Done, StepFailure>,
     ) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
         if instance.deeds.front().is_none_or(|deed| deed.number != number) {
             return;
         }
@@ -114,30 +141,51 @@ impl Daemon {
     }
 
     pub(super) fn aside_ends(&mut self, ground: &mut Ground, id: WorkloadId, number: Attempt) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        let Some(deed) = instance.aside.take_if(|deed| deed.number == number) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
+        let Some(deed) = instance.aside.take_if(|deed| deed.number == number) else {
+            return;
+        };
         if let Some(last) = &mut instance.last_run
             && last.number == number
         {
             last.over = true;
         }
         let failed = ground.fault(50);
-        let result = if failed { None } else { self.apply(ground, id, &deed.step).ok() };
+        let result = if failed {
+            None
+        } else {
+            self.apply(ground, id, &deed.step).ok()
+        };
         let input = match result {
             Some(done) => LifeInput::StepDone { number, done },
-            None => LifeInput::StepFailed { number, failure: broken() },
+            None => LifeInput::StepFailed {
+                number,
+                failure: broken(),
+            },
         };
         self.work.push_back(Work::Life(id, input));
     }
 
     /// The proof's barrier came back through the engine's own queue.
-    pub(super) fn prove_returned(&mut self, ground: &mut Ground, id: WorkloadId, number: Attempt, clear: bool) {
+    pub(super) fn prove_returned(
+        &mut self,
+        ground: &mut Ground,
+        id: WorkloadId,
+        number: Attempt,
+        clear: bool,
+    ) {
         let passed = ground.kernel.links.get(&id).map(|link| link.passed);
-        let Some(instance) = self.instances.get(&id) else { return };
+        let Some(instance) = self.instances.get(&id) else {
+            return;
+        };
         let result = match passed {
             Some(passed) if clear && passed == instance.confirmed_passed => Ok(Done::Plain),
             Some(_) if clear => Ok(Done::Traffic),
-            Some(_) | None => Err(StepFailure::Passing { why: "blind".to_owned() }),
+            Some(_) | None => Err(StepFailure::Passing {
+                why: "blind".to_owned(),
+            }),
         };
         ground.note(format_args!("{id} proof {number}: {result:?}"));
         self.finish_deed(ground, id, number, result);
@@ -159,11 +207,20 @@ impl Daemon {
         }
         let lasting = matches!(step, Step::Restore { .. }) && ground.random.chance(100);
         let why = "a fault".to_owned();
-        Err(if lasting { StepFailure::Lasting { why } } else { StepFailure::Passing { why } })
+        Err(if lasting {
+            StepFailure::Lasting { why }
+        } else {
+            StepFailure::Passing { why }
+        })
     }
 
     /// Does what the step says.
-    pub(super) fn apply(&mut self, ground: &mut Ground, id: WorkloadId, step: &Step) -> Result<Done, StepFailure> {
+    pub(super) fn apply(
+        &mut self,
+        ground: &mut Ground,
+        id: WorkloadId,
+        step: &Step,
+    ) -> Result<Done, StepFailure> {
         match step {
             Step::Write(record) => {
                 self.check_commit(ground, id, &record.phase);
@@ -178,13 +235,7 @@ impl Daemon {
                 link.tap = true;
             }
             Step::Launch => return self.launch(ground, id),
-            Step::Open => {
-                if !ground.kernel.open(id) {
-                    return Err(broken());
-                }
-                let wait = ground.random.millis(0, 2);
-                ground.after(wait, crate::event::Event::GuestReads(id));
-            }
+            Step::Open => return open(ground, id),
             Step::Shut => {
                 if let Some(link) = ground.kernel.links.get_mut(&id) {
                     link.gate = Gate::Shut;
@@ -193,15 +244,11 @@ impl Daemon {
             Step::Drain => ground.guest_reads(id),
             // Answered by its barrier.
             Step::Prove | Step::Greet => {}
-            Step::Pause => {
-                if !ground.host.pause(id) {
-                    return Err(broken());
-                }
-            }
+            Step::Pause => return done_if(ground.host.pause(id)),
             Step::Save { generation } => {
                 let live = !ground.host.of(id).is_empty();
-                let image = ground.host.save(id, *generation).filter(|_| live).ok_or_else(broken)?;
-                return Ok(Done::Image(image));
+                let image = ground.host.save(id, *generation).filter(|_| live);
+                return image.map(Done::Image).ok_or_else(broken);
             }
             Step::LetGo | Step::EndProcess => self.end_process(ground, id, step.name()),
             Step::Spill { image } => {
@@ -214,26 +261,9 @@ impl Daemon {
                     memory.resident = None;
                 }
             }
-            Step::Restore { image } => {
-                return match ground.restore(id, *image) {
-                    Ok(process) => {
-                        self.forget_crash(ground, id);
-                        Ok(Done::Process(process))
-                    }
-                    Err(why) => Err(StepFailure::Lasting { why }),
-                };
-            }
-            Step::Resume => {
-                if !ground.resume(id) {
-                    return Err(broken());
-                }
-            }
-            Step::Shutdown { .. } => {
-                if ground.random.chance(300) || !ground.host.guest_runs(id) {
-                    return Err(broken());
-                }
-                ground.process_ends(id, &Exit::PoweredOff);
-            }
+            Step::Restore { image } => return self.restore(ground, id, *image),
+            Step::Resume => return done_if(ground.resume(id)),
+            Step::Shutdown { .. } => return shut_down(ground, id),
             Step::ReleaseLink => {
                 ground.kernel.links.remove(&id);
             }
@@ -251,9 +281,25 @@ impl Daemon {
         Ok(Done::Plain)
     }
 
+    fn restore(
+        &mut self,
+        ground: &mut Ground,
+        id: WorkloadId,
+        image: MemoryImage,
+    ) -> Result<Done, StepFailure> {
+        let process = ground
+            .restore(id, image)
+            .map_err(|why| StepFailure::Lasting { why })?;
+        self.forget_crash(ground, id);
+        Ok(Done::Process(process))
+    }
+
     fn launch(&mut self, ground: &mut Ground, id: WorkloadId) -> Result<Done, StepFailure> {
         ground.host.new_memory(id);
-        let process = ground.host.spawn(ground.now, Some(id), Mode::Running).ok_or_else(broken)?;
+        let process = ground
+            .host
+            .spawn(ground.now, Some(id), Mode::Running)
+            .ok_or_else(broken)?;
         ground.one_process(id);
         self.forget_crash(ground, id);
         let wait = ground.random.millis(50, 600);
@@ -277,7 +323,9 @@ impl Daemon {
         for process in ground.host.end(id) {
             // A watcher of the process may still report what was done on purpose.
             if ground.random.chance(500) {
-                let how = Exit::Ended { how: "signal 9".to_owned() };
+                let how = Exit::Ended {
+                    how: "signal 9".to_owned(),
+                };
                 let wait = ground.random.millis(0, 5);
                 ground.tell_after(wait, DaemonEvent::Exited(id, process, how));
             }
@@ -289,11 +337,15 @@ impl Daemon {
 
     /// The engine's sleep commits: no flow that its proof could see may be alive.
     fn check_commit(&mut self, ground: &mut Ground, id: WorkloadId, phase: &Phase) {
-        let Some(instance) = self.instances.get(&id) else { return };
+        let Some(instance) = self.instances.get(&id) else {
+            return;
+        };
         let commits = matches!(phase, Phase::Standby { .. })
             && instance.machine.state() == dormouse_model::State::Sleeping
             && instance.engine_sleep;
-        let Some(truth) = ground.truths.get(&id).filter(|_| commits) else { return };
+        let Some(truth) = ground.truths.get(&id).filter(|_| commits) else {
+            return;
+        };
         if let Some(key) = truth.live_at_proof.first() {
             let what = format!(
                 "{id} is put to sleep with {} live inbound flows, one from {} port {}",
@@ -306,8 +358,29 @@ impl Daemon {
     }
 }
 
+fn done_if(done: bool) -> Result<Done, StepFailure> {
+    if done { Ok(Done::Plain) } else { Err(broken()) }
+}
+
+fn open(ground: &mut Ground, id: WorkloadId) -> Result<Done, StepFailure> {
+    let wait = ground.random.millis(0, 2);
+    ground.after(wait, Event::GuestReads(id));
+    done_if(ground.kernel.open(id))
+}
+
+/// The guest ends in time, or does not listen.
+fn shut_down(ground: &mut Ground, id: WorkloadId) -> Result<Done, StepFailure> {
+    if ground.random.chance(300) || !ground.host.guest_runs(id) {
+        return Err(broken());
+    }
+    ground.process_ends(id, &Exit::PoweredOff);
+    Ok(Done::Plain)
+}
+
 fn broken() -> StepFailure {
-    StepFailure::Passing { why: "a fault".to_owned() }
+    StepFailure::Passing {
+        why: "a fault".to_owned(),
+    }
 }
 
 fn inject(ground: &mut Ground, id: WorkloadId) {

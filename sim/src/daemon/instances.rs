@@ -1,13 +1,11 @@
 //! Between engine and lifecycle: requests, effects, outcomes, and what is checked on their way.
 
 use dormouse_instance::machine::{
-    Answer, Asker, CancelReason, Effect as LifeEffect, Input as LifeInput, Machine, Outcome, Removal, Request, Step,
-    Ticket,
+    Answer, Asker, CancelReason, Effect as LifeEffect, Input as LifeInput, Machine, Outcome, Removal,
+    Request, Step, Ticket,
 };
 use dormouse_model::workload::IdleRecord;
-use dormouse_model::{
-    Addresses, Attempt, FailReason, SleepEnd, SleepTrigger, State, WakeEnd, WorkloadId,
-};
+use dormouse_model::{Addresses, Attempt, FailReason, SleepEnd, SleepTrigger, State, WakeEnd, WorkloadId};
 use dormouse_standby::{CancelWhy, Effect as EngineEffect, Input as EngineInput};
 
 use super::{CAP, Daemon, Instance, LastRun, Work};
@@ -30,7 +28,8 @@ impl Daemon {
     fn engine_effect(&mut self, ground: &mut Ground, effect: EngineEffect) {
         match effect {
             EngineEffect::RequestResync => {
-                self.work.push_back(Work::Sync(dormouse_conntrack::SyncInput::ResyncAsked));
+                self.work
+                    .push_back(Work::Sync(dormouse_conntrack::SyncInput::ResyncAsked));
             }
             EngineEffect::ConfirmIdle { id, attempt } => {
                 self.one_attempt(ground, id, "confirm");
@@ -44,17 +43,28 @@ impl Daemon {
                     CancelWhy::Blind => CancelReason::Blind,
                     CancelWhy::NotDue | CancelWhy::Overdue => CancelReason::Changed,
                 };
-                let ticket = Ticket { asker: Asker::Engine, attempt };
-                self.work.push_back(Work::Ask(id, ticket, Request::CancelSleep { why }));
+                let ticket = Ticket {
+                    asker: Asker::Engine,
+                    attempt,
+                };
+                self.work
+                    .push_back(Work::Ask(id, ticket, Request::CancelSleep { why }));
             }
             EngineEffect::RequestWake { id, attempt, cause } => {
                 self.one_attempt(ground, id, "wake");
                 self.waking.insert(id, attempt);
                 if self.waking.len() > CAP {
-                    ground.broken(Invariant::CapsHold, format!("{} wakes at a time", self.waking.len()));
+                    ground.broken(
+                        Invariant::CapsHold,
+                        format!("{} wakes at a time", self.waking.len()),
+                    );
                 }
-                let ticket = Ticket { asker: Asker::Engine, attempt };
-                self.work.push_back(Work::Ask(id, ticket, Request::Wake { cause }));
+                let ticket = Ticket {
+                    asker: Asker::Engine,
+                    attempt,
+                };
+                self.work
+                    .push_back(Work::Ask(id, ticket, Request::Wake { cause }));
             }
             EngineEffect::RecordIdle { id, attempt, record } => {
                 self.notes.insert(id, (attempt, record));
@@ -80,26 +90,45 @@ impl Daemon {
             ground.broken(Invariant::OneOutstanding, text);
         }
         if !self.told_clear {
-            ground.broken(Invariant::BlindHolds, format!("a sleep of {id} is asked for by a blind engine"));
+            ground.broken(
+                Invariant::BlindHolds,
+                format!("a sleep of {id} is asked for by a blind engine"),
+            );
         }
         let held = ground.truths.get(&id).and_then(|truth| truth.held_until);
         if held.is_some_and(|until| ground.now < until) {
-            ground.broken(Invariant::HoldRespected, format!("a sleep of {id} is asked for while it is held"));
+            ground.broken(
+                Invariant::HoldRespected,
+                format!("a sleep of {id} is asked for while it is held"),
+            );
         }
         self.sleeping.insert(id, attempt);
         if self.sleeping.len() > CAP {
-            ground.broken(Invariant::CapsHold, format!("{} sleeps at a time", self.sleeping.len()));
+            ground.broken(
+                Invariant::CapsHold,
+                format!("{} sleeps at a time", self.sleeping.len()),
+            );
         }
-        let ticket = Ticket { asker: Asker::Engine, attempt };
-        self.work.push_back(Work::Ask(id, ticket, Request::Sleep { trigger: SleepTrigger::Engine }));
+        let ticket = Ticket {
+            asker: Asker::Engine,
+            attempt,
+        };
+        self.work.push_back(Work::Ask(
+            id,
+            ticket,
+            Request::Sleep {
+                trigger: SleepTrigger::Engine,
+            },
+        ));
     }
 
     /// The shell's own note of the link's counters: taken when the engine sees a workload fall idle.
     fn note_idle(&mut self, ground: &Ground) {
         for (id, instance) in &mut self.instances {
-            let idle = self.engine.status(*id, ground.now, ground.wall()).is_some_and(|status| {
-                status.active_inbound_count == 0 && status.idle_since.is_some()
-            });
+            let idle = self
+                .engine
+                .status(*id, ground.now, ground.wall())
+                .is_some_and(|status| status.active_inbound_count == 0 && status.idle_since.is_some());
             if !idle {
                 instance.idle_passed = None;
             } else if instance.idle_passed.is_none() {
@@ -109,20 +138,25 @@ impl Daemon {
     }
 
     pub(super) fn note_written(&mut self, ground: &mut Ground, id: WorkloadId, attempt: Attempt) {
-        let Some((newest, record)) = self.notes.get(&id).copied() else { return };
+        let Some((newest, record)) = self.notes.get(&id).copied() else {
+            return;
+        };
         if newest != attempt {
             return;
         }
         self.notes.remove(&id);
         if ground.fault(30) {
-            self.work.push_back(Work::Engine(EngineInput::RecordFailed { id, attempt }));
+            self.work
+                .push_back(Work::Engine(EngineInput::RecordFailed { id, attempt }));
         } else {
             ground.store.note(id, record);
         }
     }
 
     pub(super) fn life_input(&mut self, ground: &mut Ground, id: WorkloadId, input: LifeInput) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
         match &input {
             LifeInput::StepDone { .. } | LifeInput::Knock | LifeInput::Deadline => {}
             LifeInput::StepFailed { .. } | LifeInput::ProcessExited { .. } | LifeInput::GuestReady { .. } => {
@@ -143,8 +177,20 @@ impl Daemon {
         let mut effects = Vec::new();
         let engine_sleep = ticket.asker == Asker::Engine && matches!(request, Request::Sleep { .. });
         let state = instance.machine.state();
-        let answer = instance.machine.request(ground.now, ticket, request, &mut effects);
-        ground.note(format_args!("{id} asked {request:?} by {ticket:?} in {state}: {answer:?}"));
+        let answer = instance
+            .machine
+            .request(ground.now, ticket, request, &mut effects);
+        ground.note(format_args!(
+            "{id} asked {request:?} by {ticket:?} in {state}: {answer:?}"
+        ));
+        if !matches!(answer, Answer::Refused(_))
+            && request
+                == (Request::Sleep {
+                    trigger: SleepTrigger::Caller,
+                })
+        {
+            instance.insisting.push(ticket);
+        }
         match (answer, request) {
             (Answer::Accepted, Request::Sleep { .. }) => instance.engine_sleep = engine_sleep,
             // From here on a caller wants it.
@@ -183,14 +229,16 @@ impl Daemon {
         if self.sleeping.get(&id) == Some(&attempt) {
             self.sleeping.remove(&id);
         }
-        self.work.push_back(Work::Engine(EngineInput::SleepEnded { id, attempt, end }));
+        self.work
+            .push_back(Work::Engine(EngineInput::SleepEnded { id, attempt, end }));
     }
 
     fn end_wake(&mut self, id: WorkloadId, attempt: Attempt, end: WakeEnd) {
         if self.waking.get(&id) == Some(&attempt) {
             self.waking.remove(&id);
         }
-        self.work.push_back(Work::Engine(EngineInput::WakeEnded { id, attempt, end }));
+        self.work
+            .push_back(Work::Engine(EngineInput::WakeEnded { id, attempt, end }));
     }
 
     pub(super) fn life_effects(
@@ -202,7 +250,11 @@ impl Daemon {
     ) {
         for effect in effects {
             match effect {
-                LifeEffect::Run { number, step, deadline } => {
+                LifeEffect::Run {
+                    number,
+                    step,
+                    deadline,
+                } => {
                     ground.note(format_args!("{id} run {number} {step}"));
                     self.check_run(ground, id, number, &step, deadline);
                     self.begin_deed(ground, id, number, step, deadline);
@@ -219,7 +271,8 @@ impl Daemon {
                 LifeEffect::Gone => {
                     ground.tally.removed += 1;
                     self.instances.remove(&id);
-                    self.work.push_back(Work::Engine(EngineInput::WorkloadGone { id }));
+                    self.work
+                        .push_back(Work::Engine(EngineInput::WorkloadGone { id }));
                 }
             }
         }
@@ -234,9 +287,19 @@ impl Daemon {
         step: &Step,
         deadline: dormouse_model::MonoTime,
     ) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        let background = matches!(step, Step::Spill { .. } | Step::Greet | Step::DropResident | Step::Write(_));
-        let run = LastRun { number, deadline, over: false, background };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
+        let background = matches!(
+            step,
+            Step::Spill { .. } | Step::Greet | Step::DropResident | Step::Write(_)
+        );
+        let run = LastRun {
+            number,
+            deadline,
+            over: false,
+            background,
+        };
         if let Some(last) = instance.last_run.replace(run)
             && !last.over
             && ground.now < last.deadline
@@ -248,12 +311,17 @@ impl Daemon {
             if matches!(record.phase, dormouse_instance::machine::Phase::Standby { .. }))
             && instance.machine.state() == State::Sleeping;
         if commits && instance.engine_sleep && !self.told_clear {
-            ground.broken(Invariant::BlindHolds, format!("a blind engine's sleep of {id} commits"));
+            ground.broken(
+                Invariant::BlindHolds,
+                format!("a blind engine's sleep of {id} commits"),
+            );
         }
     }
 
     fn cut_short(&mut self, ground: &mut Ground, id: WorkloadId, number: Attempt) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
         ground.note(format_args!("{id} cut short {number}"));
         if let Some(last) = &mut instance.last_run
             && last.number == number
@@ -263,20 +331,37 @@ impl Daemon {
         }
         if instance.aside.as_ref().is_some_and(|deed| deed.number == number) {
             instance.aside = None;
-        } else if instance.deeds.front().is_some_and(|deed| matches!(deed.step, Step::Shutdown { .. })) {
+        } else if instance
+            .deeds
+            .front()
+            .is_some_and(|deed| matches!(deed.step, Step::Shutdown { .. }))
+        {
             ground.tell_after(std::time::Duration::ZERO, DaemonEvent::DeedEnds(id, number));
         }
     }
 
     fn publish(&mut self, ground: &mut Ground, id: WorkloadId, state: State, reason: Option<&FailReason>) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        ground.note(format_args!("{id} is {state}{}", reason.map(|r| format!(": {r}")).unwrap_or_default()));
+        let Some(instance) = self.instances.get_mut(&id) else {
+            return;
+        };
+        ground.note(format_args!(
+            "{id} is {state}{}",
+            reason.map(|r| format!(": {r}")).unwrap_or_default()
+        ));
         if let Some(before) = instance.published
             && !before.may_become(state)
         {
-            ground.broken(Invariant::StatesFollowTable, format!("{id} goes from {before} to {state}"));
+            ground.broken(
+                Invariant::StatesFollowTable,
+                format!("{id} goes from {before} to {state}"),
+            );
         }
         instance.published = Some(state);
+        if matches!(state, State::Running | State::Standby | State::Stopped)
+            && let Some(truth) = ground.truths.get_mut(&id)
+        {
+            truth.injected = 0;
+        }
         if !matches!(state, State::Running | State::Sleeping) {
             // The engine forgets a confirm of what cannot sleep.
             self.confirming.remove(&id);
@@ -290,8 +375,17 @@ impl Daemon {
     fn ended(&mut self, ground: &mut Ground, id: WorkloadId, ticket: Ticket, outcome: Outcome) {
         ground.note(format_args!("{id} ended {ticket:?} {outcome:?}"));
         let engine = ticket.asker == Asker::Engine;
+        let insisted = self.instances.get_mut(&id).is_some_and(|instance| {
+            let before = instance.insisting.len();
+            instance.insisting.retain(|other| *other != ticket);
+            before != instance.insisting.len()
+        });
         match outcome {
             Outcome::Sleep(end) => {
+                if insisted && end == SleepEnd::Interrupted {
+                    let what = format!("{id}'s sleep was taken back, and a caller wanted it");
+                    ground.broken(Invariant::CallersSleepRuns, what);
+                }
                 match end {
                     SleepEnd::Committed => ground.tally.sleeps += 1,
                     SleepEnd::Interrupted => ground.tally.interrupted += 1,
@@ -313,15 +407,27 @@ impl Daemon {
                 }
             }
             Outcome::Done => {
-                let creates = self.instances.get(&id).is_some_and(|known| known.creation == Some(ticket));
+                let creates = self
+                    .instances
+                    .get(&id)
+                    .is_some_and(|known| known.creation == Some(ticket));
                 if let Some(truth) = ground.truths.get_mut(&id).filter(|_| creates) {
                     truth.acknowledged = true;
                 }
             }
             // A creation is all or nothing.
             Outcome::Failed { .. } => {
-                if self.instances.get(&id).is_some_and(|known| known.creation == Some(ticket)) {
-                    self.call(id, Request::Delete { removal: Removal::Forced });
+                if self
+                    .instances
+                    .get(&id)
+                    .is_some_and(|known| known.creation == Some(ticket))
+                {
+                    self.call(
+                        id,
+                        Request::Delete {
+                            removal: Removal::Forced,
+                        },
+                    );
                 }
             }
             Outcome::Superseded { .. } => {}
@@ -331,7 +437,10 @@ impl Daemon {
     /// A caller asks something.
     pub fn call(&mut self, id: WorkloadId, request: Request) -> Ticket {
         self.tickets = self.tickets.next();
-        let ticket = Ticket { asker: Asker::Caller, attempt: self.tickets };
+        let ticket = Ticket {
+            asker: Asker::Caller,
+            attempt: self.tickets,
+        };
         self.work.push_back(Work::Ask(id, ticket, request));
         ticket
     }
@@ -342,7 +451,10 @@ impl Daemon {
         let before = self.engine.status(id, now, wall);
         self.engine_input(ground, EngineInput::Hold { id });
         let counts = before.is_some_and(|status| status.eligible)
-            && self.instances.get(&id).is_some_and(|known| known.machine.state() == State::Running);
+            && self
+                .instances
+                .get(&id)
+                .is_some_and(|known| known.machine.state() == State::Running);
         if let Some(truth) = ground.truths.get_mut(&id).filter(|_| counts) {
             truth.held_until = Some(now.plus(truth.idle_timeout));
             ground.tally.holds += 1;
@@ -354,7 +466,10 @@ impl Daemon {
     pub fn allocate(&mut self, ground: &mut Ground, id: WorkloadId) -> Option<Addresses> {
         let addresses = self.allocator.allocate(id).ok()?;
         if let Some(other) = ground.kernel.route(addresses.ipv4.into()) {
-            let what = format!("{id} gets {} while the link of {other} still has it", addresses.ipv4);
+            let what = format!(
+                "{id} gets {} while the link of {other} still has it",
+                addresses.ipv4
+            );
             ground.broken(Invariant::AddressesUnique, what);
         }
         Some(addresses)
@@ -363,7 +478,8 @@ impl Daemon {
     /// Begins a new workload.
     pub fn create(&mut self, ground: &mut Ground, id: WorkloadId) {
         ground.tally.created += 1;
-        self.instances.insert(id, Instance::new(Machine::new(Self::settings())));
+        self.instances
+            .insert(id, Instance::new(Machine::new(Self::settings()), ground.now));
         let ticket = self.call(id, Request::Start);
         if let Some(instance) = self.instances.get_mut(&id) {
             instance.creation = Some(ticket);
@@ -384,7 +500,9 @@ impl Daemon {
 
 /// Nothing fails without a fault that explains it.
 fn explain(ground: &mut Ground, id: WorkloadId, reason: &FailReason) {
-    let Some(truth) = ground.truths.get(&id) else { return };
+    let Some(truth) = ground.truths.get(&id) else {
+        return;
+    };
     let explained = match reason {
         FailReason::ProcessEnded { .. } => truth.crashed,
         FailReason::HostRebooted => truth.rebooted,
@@ -395,6 +513,9 @@ fn explain(ground: &mut Ground, id: WorkloadId, reason: &FailReason) {
         FailReason::Inconsistent { .. } => truth.injected >= super::LIMITS.tries || truth.rebooted,
     };
     if !explained {
-        ground.broken(Invariant::NothingLost, format!("{id} is failed ({reason}) and nothing explains it"));
+        ground.broken(
+            Invariant::NothingLost,
+            format!("{id} is failed ({reason}) and nothing explains it"),
+        );
     }
 }

@@ -97,12 +97,16 @@ pub(crate) struct Instance {
     aside: Option<Deed>,
     last_run: Option<LastRun>,
     published: Option<State>,
+    /// When the engine met it.
+    pub(crate) met: MonoTime,
     /// The link's counter when its idle time began.
     idle_passed: Option<u64>,
     /// The link's counter when it was last confirmed idle.
     confirmed_passed: u64,
     /// Whether the sleep under way is the engine's.
     pub(crate) engine_sleep: bool,
+    /// Tickets of callers who want their sleep whatever arrives.
+    insisting: Vec<Ticket>,
     /// The ticket of the start that creates it.
     creation: Option<Ticket>,
     /// When an exit is on its way to the machine.
@@ -110,9 +114,10 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    fn new(machine: Machine) -> Self {
+    const fn new(machine: Machine, met: MonoTime) -> Self {
         Self {
             machine,
+            met,
             deeds: VecDeque::new(),
             busy: false,
             aside: None,
@@ -121,6 +126,7 @@ impl Instance {
             idle_passed: None,
             confirmed_passed: 0,
             engine_sleep: false,
+            insisting: Vec::new(),
             creation: None,
             exit_expected: false,
         }
@@ -149,6 +155,9 @@ pub struct Daemon {
     work: VecDeque<Work>,
     /// Whether the last word to the engine was that sight is whole.
     told_clear: bool,
+    /// When the listing began that the engine is being told, and the last one that it was told whole.
+    listing_since: Option<MonoTime>,
+    pub(crate) listed_since: Option<MonoTime>,
     barriers: BTreeMap<Attempt, BarrierFor>,
     tokens: Attempt,
     tickets: Attempt,
@@ -174,7 +183,12 @@ pub struct Capacities {
 impl Daemon {
     /// Starts a daemon: everything that the disk knows is recovered, and packets that wait are heard.
     #[must_use]
-    pub fn start(ground: &mut Ground, capacities: Capacities, pool: Ipv4Net, prefix: Ipv6Net) -> Option<Self> {
+    pub fn start(
+        ground: &mut Ground,
+        capacities: Capacities,
+        pool: Ipv4Net,
+        prefix: Ipv6Net,
+    ) -> Option<Self> {
         let cap = NonZeroUsize::new(CAP)?;
         let config = Config {
             max_sleeps: cap,
@@ -202,6 +216,8 @@ impl Daemon {
             allocator: Allocator::new(pool, prefix).ok()?,
             work: VecDeque::new(),
             told_clear: false,
+            listing_since: None,
+            listed_since: None,
             barriers: BTreeMap::new(),
             tokens: Attempt(0),
             tickets: Attempt(0),
@@ -218,11 +234,20 @@ impl Daemon {
     }
 
     fn settings() -> Settings {
-        Settings { limits: LIMITS, sleep_support: SleepSupport::Able, spill: SpillPolicy::Spill }
+        Settings {
+            limits: LIMITS,
+            sleep_support: SleepSupport::Able,
+            spill: SpillPolicy::Spill,
+        }
     }
 
     fn recover(&mut self, ground: &mut Ground) {
-        let records: Vec<_> = ground.store.records.iter().map(|(id, stored)| (*id, stored.clone())).collect();
+        let records: Vec<_> = ground
+            .store
+            .records
+            .iter()
+            .map(|(id, stored)| (*id, stored.clone()))
+            .collect();
         for (id, stored) in records {
             ground.tally.recovered += 1;
             if let Err(error) = self.allocator.claim(id, stored.addresses) {
@@ -235,7 +260,7 @@ impl Daemon {
             if machine.process().is_some() {
                 ground.tally.adopted += 1;
             }
-            self.instances.insert(id, Instance::new(machine));
+            self.instances.insert(id, Instance::new(machine, ground.now));
             self.life_effects(ground, id, effects, stored.note);
             self.settle(ground);
             self.watch_readiness(ground, id);
@@ -249,13 +274,20 @@ impl Daemon {
             .map(|(id, _)| *id)
             .collect();
         for id in missing {
-            ground.broken(Invariant::NothingLost, format!("{id} was acknowledged and has no record"));
+            ground.broken(
+                Invariant::NothingLost,
+                format!("{id} was acknowledged and has no record"),
+            );
         }
     }
 
     /// The agent of a guest that boots, or booted while no daemon ran, says ready.
     fn watch_readiness(&self, ground: &mut Ground, id: WorkloadId) {
-        let Some(process) = self.instances.get(&id).and_then(|instance| instance.machine.process()) else {
+        let Some(process) = self
+            .instances
+            .get(&id)
+            .and_then(|instance| instance.machine.process())
+        else {
             return;
         };
         let wait = ground.random.millis(20, 400);
@@ -273,13 +305,15 @@ impl Daemon {
 
     fn knock(&mut self, id: WorkloadId, knock: Knock) {
         self.work.push_back(Work::Life(id, LifeInput::Knock));
-        self.work.push_back(Work::Engine(EngineInput::Knocked { id, knock }));
+        self.work
+            .push_back(Work::Engine(EngineInput::Knocked { id, knock }));
     }
 
     /// Takes one event.
     pub fn take(&mut self, ground: &mut Ground, event: DaemonEvent) {
         match event {
             DaemonEvent::Connected(attempt) => self.connected(ground, attempt),
+            DaemonEvent::SocketFails => self.work.push_back(Work::Sync(SyncInput::SocketFailed)),
             DaemonEvent::SocketReadable => self.read_socket(ground),
             DaemonEvent::Listing(epoch, after) => self.list(ground, epoch, after),
             DaemonEvent::ChannelReadable => self.read_channel(ground),
@@ -295,19 +329,26 @@ impl Daemon {
                 if let Some(instance) = self.instances.get_mut(&id) {
                     instance.exit_expected = false;
                 }
-                self.work.push_back(Work::Life(id, LifeInput::ProcessExited { process, how }));
+                self.work
+                    .push_back(Work::Life(id, LifeInput::ProcessExited { process, how }));
             }
             DaemonEvent::Ready(id, process) => {
                 if let Some(found) = ground.host.find(process) {
                     found.ready = true;
-                    self.work.push_back(Work::Life(id, LifeInput::GuestReady { process }));
+                    self.work
+                        .push_back(Work::Life(id, LifeInput::GuestReady { process }));
                 }
             }
             DaemonEvent::NoteWritten(id, attempt) => self.note_written(ground, id, attempt),
             DaemonEvent::ConfirmGivenUp(id, attempt) => {
                 if self.confirming.get(&id) == Some(&attempt) {
                     let why = "the barrier did not come back".to_owned();
-                    self.answer_confirm(ground, id, attempt, dormouse_standby::ConfirmAnswer::Unsure { why });
+                    self.answer_confirm(
+                        ground,
+                        id,
+                        attempt,
+                        dormouse_standby::ConfirmAnswer::Unsure { why },
+                    );
                 }
             }
         }
@@ -317,8 +358,14 @@ impl Daemon {
     /// The next time that one of the machines wants to be asked.
     #[must_use]
     pub fn next_deadline(&self) -> Option<MonoTime> {
-        let lives = self.instances.values().filter_map(|instance| instance.machine.next_deadline());
-        lives.chain(self.engine.next_deadline()).chain(self.sync.next_deadline()).min()
+        let lives = self
+            .instances
+            .values()
+            .filter_map(|instance| instance.machine.next_deadline());
+        lives
+            .chain(self.engine.next_deadline())
+            .chain(self.sync.next_deadline())
+            .min()
     }
 
     /// Asks every machine whose deadline has come.
@@ -340,17 +387,6 @@ impl Daemon {
             self.work.push_back(Work::Engine(EngineInput::DeadlineReached));
         }
         self.settle(ground);
-        if self.next_deadline().is_some_and(|at| at <= now) && self.spins(now) {
-            ground.broken(Invariant::Settles, "a deadline stays in the past".to_owned());
-        }
-    }
-
-    /// Whether a machine keeps a deadline that has come after it was asked.
-    fn spins(&self, now: MonoTime) -> bool {
-        let past = |at: Option<MonoTime>| at.is_some_and(|at| at <= now);
-        past(self.sync.next_deadline())
-            || past(self.engine.next_deadline())
-            || self.instances.values().any(|instance| past(instance.machine.next_deadline()))
     }
 
     /// Works until nothing waits.
@@ -383,8 +419,11 @@ impl Daemon {
 
     /// Whether everything that the kernel said has reached the engine.
     pub(crate) fn is_up_to_date(&self, ground: &Ground) -> bool {
-        let socket_read =
-            ground.kernel.socket.as_ref().is_some_and(|socket| socket.queue.is_empty() && !socket.overrun);
+        let socket_read = ground
+            .kernel
+            .socket
+            .as_ref()
+            .is_some_and(|socket| socket.queue.is_empty() && !socket.overrun);
         let synced = matches!(self.sync.sight(), dormouse_conntrack::Sight::Synced { .. });
         socket_read && synced && self.told_clear && self.channel.is_empty()
     }
@@ -394,7 +433,9 @@ impl Daemon {
         ground.kernel.socket = None;
         let ids: Vec<WorkloadId> = self.instances.keys().copied().collect();
         for id in ids {
-            let Some(instance) = self.instances.get_mut(&id) else { continue };
+            let Some(instance) = self.instances.get_mut(&id) else {
+                continue;
+            };
             let deed = instance.deeds.pop_front().filter(|_| instance.busy);
             let aside = instance.aside.take();
             for deed in deed.into_iter().chain(aside) {
@@ -414,7 +455,11 @@ impl Daemon {
 /// What a starting daemon finds for one record.
 fn facts(ground: &Ground, id: WorkloadId, phase: &Phase) -> Facts {
     let start_ticks_at_pid = match phase {
-        Phase::Running { process, .. } => ground.host.processes.get(&process.pid).map(|found| found.start_ticks),
+        Phase::Running { process, .. } => ground
+            .host
+            .processes
+            .get(&process.pid)
+            .map(|found| found.start_ticks),
         Phase::Stopped
         | Phase::Starting
         | Phase::Standby { .. }
@@ -431,6 +476,8 @@ fn facts(ground: &Ground, id: WorkloadId, phase: &Phase) -> Facts {
             Some(_) => Presence::Present,
             None => Presence::Absent,
         },
-        device_state: memory.and_then(|memory| memory.device_state).map(|(generation, _)| generation),
+        device_state: memory
+            .and_then(|memory| memory.device_state)
+            .map(|(generation, _)| generation),
     }
 }

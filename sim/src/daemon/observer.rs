@@ -55,7 +55,12 @@ impl Daemon {
         if !self.channel_scheduled {
             self.channel_scheduled = true;
             // The engine's task is busy, sometimes for long.
-            let wait = if ground.fault(10) { ground.random.millis(50, 2_000) } else { ground.random.millis(0, 2) };
+            let late = ground.fault(ground.profile.tasks_late);
+            let wait = if late {
+                ground.random.millis(50, 2_000)
+            } else {
+                ground.random.millis(0, 2)
+            };
             ground.tell_after(wait, DaemonEvent::ChannelReadable);
         }
     }
@@ -64,29 +69,42 @@ impl Daemon {
         if !self.sync.awaits_connection(attempt) {
             return;
         }
-        if ground.fault(100) {
+        if ground.fault(ground.profile.connect_fails) {
             ground.note(format_args!("no socket"));
             return self.sync_input(ground, SyncInput::ConnectFailed { attempt });
         }
         ground.note(format_args!("socket open"));
-        ground.kernel.socket = Some(EventSocket { capacity: self.socket_capacity, ..EventSocket::default() });
+        ground.kernel.socket = Some(EventSocket {
+            capacity: self.socket_capacity,
+            ..EventSocket::default()
+        });
         self.sync_input(ground, SyncInput::Connected { attempt });
     }
 
     /// Schedules a read when there is something to read. The world calls this after every event.
     pub fn poll_socket(&mut self, ground: &mut Ground) {
-        let readable =
-            ground.kernel.socket.as_ref().is_some_and(|socket| socket.overrun || !socket.queue.is_empty());
+        let readable = ground
+            .kernel
+            .socket
+            .as_ref()
+            .is_some_and(|socket| socket.overrun || !socket.queue.is_empty());
         if readable && !self.reader_scheduled {
             self.reader_scheduled = true;
-            let wait = if ground.fault(20) { ground.random.millis(20, 500) } else { ground.random.millis(0, 2) };
+            let late = ground.fault(ground.profile.tasks_late);
+            let wait = if late {
+                ground.random.millis(20, 500)
+            } else {
+                ground.random.millis(0, 2)
+            };
             ground.tell_after(wait, DaemonEvent::SocketReadable);
         }
     }
 
     pub(super) fn read_socket(&mut self, ground: &mut Ground) {
         self.reader_scheduled = false;
-        let Some(socket) = &mut ground.kernel.socket else { return };
+        let Some(socket) = &mut ground.kernel.socket else {
+            return;
+        };
         if socket.overrun {
             socket.overrun = false;
             ground.tally.overruns += 1;
@@ -104,7 +122,7 @@ impl Daemon {
     }
 
     pub(super) fn list(&mut self, ground: &mut Ground, epoch: Epoch, after: Option<FlowKey>) {
-        if ground.fault(15) {
+        if ground.fault(ground.profile.listing_fails / 4) {
             ground.tally.listings_failed += 1;
             return self.sync_input(ground, SyncInput::DumpFailed { epoch });
         }
@@ -126,8 +144,12 @@ impl Daemon {
             ground.tell_after(wait, DaemonEvent::Listing(epoch, last));
             return;
         }
-        let interrupted = ground.fault(100);
-        let count = if interrupted { &mut ground.tally.listings_failed } else { &mut ground.tally.listings };
+        let interrupted = ground.fault(ground.profile.listing_fails);
+        let count = if interrupted {
+            &mut ground.tally.listings_failed
+        } else {
+            &mut ground.tally.listings
+        };
         *count += 1;
         self.sync_input(ground, SyncInput::DumpDone { epoch, interrupted });
     }
@@ -135,17 +157,12 @@ impl Daemon {
     pub(super) fn read_channel(&mut self, ground: &mut Ground) {
         self.channel_scheduled = false;
         for _ in 0..BATCH {
-            let Some(item) = self.channel.pop_front() else { break };
+            let Some(item) = self.channel.pop_front() else {
+                break;
+            };
             match item {
                 Item::Observed(observation) => {
-                    match observation {
-                        Observation::SightLost { .. } | Observation::SyncBegan { .. } => self.told_clear = false,
-                        Observation::SyncDone { .. } => self.told_clear = true,
-                        Observation::FlowListed(_)
-                        | Observation::FlowOpened(_)
-                        | Observation::FlowChanged(_)
-                        | Observation::FlowClosed(_) => {}
-                    }
+                    self.note_sight(ground, &observation);
                     ground.note(format_args!("observed {observation:?}"));
                     self.engine_input(ground, EngineInput::Observed(observation));
                     self.settle(ground);
@@ -161,6 +178,23 @@ impl Daemon {
             self.channel_scheduled = true;
             let wait = ground.random.millis(0, 2);
             ground.tell_after(wait, DaemonEvent::ChannelReadable);
+        }
+    }
+
+    /// What the engine is being told about its sight.
+    const fn note_sight(&mut self, ground: &Ground, observation: &Observation) {
+        match observation {
+            Observation::SightLost { .. } => self.told_clear = false,
+            // A listing that was only asked for does not make blind.
+            Observation::SyncBegan { .. } => self.listing_since = Some(ground.now),
+            Observation::SyncDone { .. } => {
+                self.told_clear = true;
+                self.listed_since = self.listing_since;
+            }
+            Observation::FlowListed(_)
+            | Observation::FlowOpened(_)
+            | Observation::FlowChanged(_)
+            | Observation::FlowClosed(_) => {}
         }
     }
 
@@ -181,7 +215,9 @@ impl Daemon {
                 let answer = if clear {
                     self.look(ground, id)
                 } else {
-                    ConfirmAnswer::Unsure { why: "blind".to_owned() }
+                    ConfirmAnswer::Unsure {
+                        why: "blind".to_owned(),
+                    }
                 };
                 self.answer_confirm(ground, id, attempt, answer);
             }
@@ -197,7 +233,9 @@ impl Daemon {
         let (Some(instance), Some(truth), Some(passed)) =
             (self.instances.get_mut(&id), ground.truths.get(&id), passed)
         else {
-            return ConfirmAnswer::Unsure { why: "no link".to_owned() };
+            return ConfirmAnswer::Unsure {
+                why: "no link".to_owned(),
+            };
         };
         instance.confirmed_passed = passed;
         if instance.idle_passed == Some(passed) {
@@ -214,7 +252,11 @@ impl Daemon {
         let live = |flow: &dormouse_model::Flow| {
             known.is_some_and(|policy| flow.holds_awake(flow.responder, policy))
         };
-        if flows.iter().any(live) { ConfirmAnswer::Live { flows } } else { ConfirmAnswer::Idle }
+        if flows.iter().any(live) {
+            ConfirmAnswer::Live { flows }
+        } else {
+            ConfirmAnswer::Idle
+        }
     }
 
     pub(super) fn answer_confirm(
@@ -231,7 +273,8 @@ impl Daemon {
         if answer == ConfirmAnswer::Idle {
             self.confirmed.insert(attempt);
         }
-        self.work.push_back(Work::Engine(EngineInput::IdleConfirmed { id, attempt, answer }));
+        self.work
+            .push_back(Work::Engine(EngineInput::IdleConfirmed { id, attempt, answer }));
     }
 
     pub(super) fn confirm(&mut self, ground: &mut Ground, id: WorkloadId, attempt: Attempt) {

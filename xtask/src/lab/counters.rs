@@ -14,12 +14,6 @@ pub(crate) fn paired(text: &str, group: &str, key: &str) -> Option<u64> {
     values.split_whitespace().nth(place)?.parse().ok()
 }
 
-/// The value of `key` in a file in the form of /proc/net/snmp6: a name and a value a line.
-pub(crate) fn single(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find(|line| line.split_whitespace().next() == Some(key))?;
-    line.split_whitespace().nth(1)?.parse().ok()
-}
-
 /// TCP's retransmits of this namespace's sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Retransmits {
@@ -42,7 +36,10 @@ impl Retransmits {
 
     /// Those since `earlier`.
     pub(crate) fn since(self, earlier: Self) -> Self {
-        Self { syn: self.syn.saturating_sub(earlier.syn), all: self.all.saturating_sub(earlier.all) }
+        Self {
+            syn: self.syn.saturating_sub(earlier.syn),
+            all: self.all.saturating_sub(earlier.all),
+        }
     }
 }
 
@@ -60,27 +57,36 @@ fn dropped(text: &str, prefix: &str) -> u64 {
         .sum()
 }
 
-/// Errors of checksums in the text of /proc/net/snmp and /proc/net/snmp6, one after the other.
+/// Errors of checksums in what the benches' server says of its kernel: a name and a value a line. `None`
+/// when a protocol is missing.
 pub(crate) fn checksum_errors(text: &str) -> Option<u64> {
-    let four: Option<u64> = ["Tcp:", "Udp:", "Icmp:"].iter().map(|group| paired(text, group, "InCsumErrors")).sum();
-    let six: Option<u64> = ["Udp6InCsumErrors", "Icmp6InCsumErrors"].iter().map(|key| single(text, key)).sum();
-    Some(four? + six?)
+    const NAMES: [&str; 5] = [
+        "Tcp.InCsumErrors",
+        "Udp.InCsumErrors",
+        "Icmp.InCsumErrors",
+        "Udp6InCsumErrors",
+        "Icmp6InCsumErrors",
+    ];
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().parse::<u64>().ok()
+    };
+    NAMES.into_iter().map(value).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SNMP: &str = "Tcp: RtoMin InCsumErrors\nTcp: 200 1\nUdp: InCsumErrors NoPorts\nUdp: 2 9\n\
-                        Icmp: InMsgs InCsumErrors\nIcmp: 7 4\nUdp6InCsumErrors     \t8\nIcmp6InCsumErrors 16\n";
-
     #[test]
     fn values_are_found_by_their_names() {
-        assert_eq!(paired(SNMP, "Icmp:", "InMsgs"), Some(7));
-        assert_eq!(paired(SNMP, "Icmp:", "OutMsgs"), None);
-        assert_eq!(single(SNMP, "Udp6InCsumErrors"), Some(8));
-        assert_eq!(checksum_errors(SNMP), Some(31));
-        assert_eq!(checksum_errors("Tcp: RtoMin\nTcp: 200\n"), None);
+        let snmp = "Tcp: RtoMin InCsumErrors\nTcp: 200 1\nIcmp: InMsgs InCsumErrors\nIcmp: 7 4\n";
+        assert_eq!(paired(snmp, "Icmp:", "InMsgs"), Some(7));
+        assert_eq!(paired(snmp, "Icmp:", "OutMsgs"), None);
+        let said = "Tcp.InCsumErrors 1\nTcp.RetransSegs 99\nUdp.InCsumErrors 2\nIcmp.InCsumErrors 4\n\
+                    Udp6InCsumErrors 8\nIcmp6InCsumErrors 16\n";
+        assert_eq!(checksum_errors(said), Some(31));
+        assert_eq!(checksum_errors("Tcp.InCsumErrors 1\n"), None);
     }
 
     #[test]

@@ -92,7 +92,10 @@ impl Footprint {
         note("ending what runs still", self.end_processes());
         note("removing control groups", self.remove_groups());
         for name in ["host", "client"] {
-            note("removing a namespace", Namespace::remove(&self.namespace(name)).map_err(Into::into));
+            note(
+                "removing a namespace",
+                Namespace::remove(&self.namespace(name)).map_err(Into::into),
+            );
         }
         note("unmounting", self.unmount());
         for directory in [&self.run, &self.data] {
@@ -108,9 +111,21 @@ impl Footprint {
 
     /// What is left on the machine of this lab, a line each; empty after a good removal.
     pub(crate) fn census(&self) -> Result<Vec<String>> {
-        let mut left: Vec<String> = self.mounts()?.iter().map(|path| format!("mount {}", path.display())).collect();
-        left.extend(self.processes().into_iter().map(|(pid, what)| format!("process {pid}: {what}")));
-        left.extend(self.groups()?.iter().map(|path| format!("control group {}", path.display())));
+        let mut left: Vec<String> = self
+            .mounts()?
+            .iter()
+            .map(|path| format!("mount {}", path.display()))
+            .collect();
+        left.extend(
+            self.processes()
+                .into_iter()
+                .map(|(pid, what)| format!("process {pid}: {what}")),
+        );
+        left.extend(
+            self.groups()?
+                .iter()
+                .map(|path| format!("control group {}", path.display())),
+        );
         for directory in [&self.run, &self.data] {
             if directory.exists() {
                 left.push(format!("directory {}", directory.display()));
@@ -124,14 +139,31 @@ impl Footprint {
         if locked(&self.daemon).is_none() || !self.socket().exists() {
             return Ok(());
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("a runtime")?;
         let work = async {
             let client = Client::connect(&HostAddress::Unix(self.socket())).await?;
-            let list = client.instances().list_instances(v1::ListInstancesRequest::default()).await;
-            for instance in list.map_err(dormouse_client::ClientError::from)?.into_inner().instances {
-                let request =
-                    v1::DeleteInstanceRequest { instance: instance.id, force: true, ..Default::default() };
-                client.instances().delete_instance(request).await.map_err(dormouse_client::ClientError::from)?;
+            let list = client
+                .instances()
+                .list_instances(v1::ListInstancesRequest::default())
+                .await;
+            for instance in list
+                .map_err(dormouse_client::ClientError::from)?
+                .into_inner()
+                .instances
+            {
+                let request = v1::DeleteInstanceRequest {
+                    instance: instance.id,
+                    force: true,
+                    ..Default::default()
+                };
+                client
+                    .instances()
+                    .delete_instance(request)
+                    .await
+                    .map_err(dormouse_client::ClientError::from)?;
             }
             anyhow::Ok(())
         };
@@ -140,9 +172,13 @@ impl Footprint {
 
     /// SIGTERM, and SIGKILL to a daemon that does not listen.
     pub(crate) fn stop_daemon(&self) -> Result<()> {
-        let Some(mut child) = locked(&self.daemon).take() else { return Ok(()) };
+        let Some(mut child) = locked(&self.daemon).take() else {
+            return Ok(());
+        };
         let daemon = PidFd::open(child.id()).context("opening the daemon")?;
-        daemon.signal(Signal::SIGTERM).context("telling the daemon to end")?;
+        daemon
+            .signal(Signal::SIGTERM)
+            .context("telling the daemon to end")?;
         let ended = wait_exit(&daemon, STOP_DEADLINE);
         if ended.is_err() {
             child.kill().context("killing the daemon")?;
@@ -157,7 +193,9 @@ impl Footprint {
 
     /// Kills the daemon as a crash would, leaving everything else.
     pub(crate) fn kill_daemon(&self) -> Result<()> {
-        let Some(mut child) = locked(&self.daemon).take() else { bail!("there is no daemon to kill") };
+        let Some(mut child) = locked(&self.daemon).take() else {
+            bail!("there is no daemon to kill")
+        };
         child.kill().context("killing the daemon")?;
         child.wait().context("waiting for the daemon").map(drop)
     }
@@ -166,18 +204,27 @@ impl Footprint {
     /// arguments or environment.
     fn processes(&self) -> Vec<(u32, String)> {
         let mut found = Vec::new();
-        let names = [self.run.to_string_lossy().into_owned(), self.data.to_string_lossy().into_owned()];
+        let names = [
+            self.run.to_string_lossy().into_owned(),
+            self.data.to_string_lossy().into_owned(),
+        ];
         let own = std::process::id();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-            let Ok(owner) = entry.metadata().map(|metadata| metadata.uid()) else { continue };
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+                continue;
+            };
+            let Ok(owner) = entry.metadata().map(|metadata| metadata.uid()) else {
+                continue;
+            };
             let read = |file: &str| {
                 let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
                 String::from_utf8_lossy(&bytes).replace('\0', " ")
             };
             let arguments = read("cmdline");
             let environment = read("environ");
-            let named = names.iter().any(|name| arguments.contains(name) || environment.contains(name));
+            let named = names
+                .iter()
+                .any(|name| arguments.contains(name) || environment.contains(name));
             let zombie = arguments.is_empty();
             if pid != own && !zombie && (self.uids.contains(&owner) || named) {
                 found.push((pid, arguments.chars().take(100).collect()));
@@ -232,8 +279,12 @@ impl Footprint {
         let text = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
         let mut found = Vec::new();
         for line in text.lines() {
-            let Some((before, after)) = line.split_once(" - cgroup") else { continue };
-            let (Some(at), true) = (before.split(' ').nth(4), after.starts_with(['2', ' '])) else { continue };
+            let Some((before, after)) = line.split_once(" - cgroup") else {
+                continue;
+            };
+            let (Some(at), true) = (before.split(' ').nth(4), after.starts_with(['2', ' '])) else {
+                continue;
+            };
             let mut open = vec![(PathBuf::from(at), 0)];
             while let Some((directory, depth)) = open.pop() {
                 for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -271,10 +322,16 @@ impl Footprint {
 }
 
 /// Has Ctrl-C and SIGTERM remove every lab before this process ends.
-#[allow(clippy::exit, reason = "the main thread may be blocked anywhere; nothing of it must go on")]
+#[allow(
+    clippy::exit,
+    reason = "the main thread may be blocked anywhere; nothing of it must go on"
+)]
 pub(crate) fn watch_interrupts() -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("a runtime")?;
     let (mut interrupt, mut terminate) = {
         let _inside = runtime.enter();
         (
@@ -297,7 +354,11 @@ pub(crate) fn watch_interrupts() -> Result<()> {
         }
         std::process::exit(130);
     };
-    std::thread::Builder::new().name("interrupts".to_owned()).spawn(wait).context("starting a thread").map(drop)
+    std::thread::Builder::new()
+        .name("interrupts".to_owned())
+        .spawn(wait)
+        .context("starting a thread")
+        .map(drop)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ const REQUEST: u16 = 0x5;
 /// `NLM_F_CREATE | NLM_F_EXCL`.
 const CREATE: u16 = 0x600;
 
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -55,11 +56,21 @@ impl Links {
         Ok(Self(socket))
     }
 
-    /// Makes a veth pair: `name` here, `peer` in the namespace `elsewhere`.
-    pub(crate) fn add_veth(&self, name: &str, peer: &str, elsewhere: impl AsFd) -> Result<()> {
+    /// Makes a veth pair: `name` here, `peer` in the namespace `elsewhere`, each with its MAC.
+    pub(crate) fn add_veth(
+        &self,
+        (name, mac): (&str, [u8; 6]),
+        (peer, peer_mac): (&str, [u8; 6]),
+        elsewhere: impl AsFd,
+    ) -> Result<()> {
         let mut there = interface(0, 0);
         attribute(&mut there, IFLA_IFNAME, &zero_ended(peer));
-        attribute(&mut there, IFLA_NET_NS_FD, &elsewhere.as_fd().as_raw_fd().to_ne_bytes());
+        attribute(&mut there, IFLA_ADDRESS, &peer_mac);
+        attribute(
+            &mut there,
+            IFLA_NET_NS_FD,
+            &elsewhere.as_fd().as_raw_fd().to_ne_bytes(),
+        );
         let mut data = Vec::new();
         attribute(&mut data, VETH_INFO_PEER, &there);
         let mut info = Vec::new();
@@ -67,14 +78,17 @@ impl Links {
         attribute(&mut info, IFLA_INFO_DATA, &data);
         let mut body = interface(0, 0);
         attribute(&mut body, IFLA_IFNAME, &zero_ended(name));
+        attribute(&mut body, IFLA_ADDRESS, &mac);
         attribute(&mut body, IFLA_LINKINFO, &info);
-        self.ask(RTM_NEWLINK, CREATE, &body).with_context(|| format!("making the veth pair {name}, {peer}"))
+        self.ask(RTM_NEWLINK, CREATE, &body)
+            .with_context(|| format!("making the veth pair {name}, {peer}"))
     }
 
     /// Sets a device up.
     pub(crate) fn up(&self, name: &str) -> Result<()> {
         const IFF_UP: u32 = 1;
-        self.ask(RTM_NEWLINK, 0, &interface(index(name)?, IFF_UP)).with_context(|| format!("setting {name} up"))
+        self.ask(RTM_NEWLINK, 0, &interface(index(name)?, IFF_UP))
+            .with_context(|| format!("setting {name} up"))
     }
 
     /// Gives a device an address.
@@ -87,11 +101,17 @@ impl Links {
         body.extend(index(name)?.to_ne_bytes());
         attribute(&mut body, IFA_LOCAL, &bytes);
         attribute(&mut body, IFA_ADDRESS, &bytes);
-        self.ask(RTM_NEWADDR, CREATE, &body).with_context(|| format!("giving {name} the address {address}"))
+        self.ask(RTM_NEWADDR, CREATE, &body)
+            .with_context(|| format!("giving {name} the address {address}"))
     }
 
     /// Adds the route to `to` (all addresses of the gateway's family when `None`).
-    pub(crate) fn add_route(&self, to: Option<(IpAddr, u8)>, via: Option<IpAddr>, device: &str) -> Result<()> {
+    pub(crate) fn add_route(
+        &self,
+        to: Option<(IpAddr, u8)>,
+        via: Option<IpAddr>,
+        device: &str,
+    ) -> Result<()> {
         const RTA_DST: u16 = 1;
         const TABLE_MAIN: u8 = 254;
         const PROTOCOL_BOOT: u8 = 3;
@@ -107,8 +127,25 @@ impl Links {
             (None, None) => bail!("a default route takes a gateway"),
         };
         let length = to.map_or(0, |(_, length)| length);
-        let scope = if via.is_some() || family == AF_INET6 { 0 } else { SCOPE_LINK };
-        let mut body = vec![family, length, 0, 0, TABLE_MAIN, PROTOCOL_BOOT, scope, TYPE_UNICAST, 0, 0, 0, 0];
+        let scope = if via.is_some() || family == AF_INET6 {
+            0
+        } else {
+            SCOPE_LINK
+        };
+        let mut body = vec![
+            family,
+            length,
+            0,
+            0,
+            TABLE_MAIN,
+            PROTOCOL_BOOT,
+            scope,
+            TYPE_UNICAST,
+            0,
+            0,
+            0,
+            0,
+        ];
         if let Some((address, _)) = to {
             attribute(&mut body, RTA_DST, &octets(address).1);
         }
@@ -116,7 +153,28 @@ impl Links {
             attribute(&mut body, RTA_GATEWAY, &octets(gateway).1);
         }
         attribute(&mut body, RTA_OIF, &index(device)?.to_ne_bytes());
-        self.ask(RTM_NEWROUTE, CREATE, &body).with_context(|| format!("adding a route by {device}"))
+        self.ask(RTM_NEWROUTE, CREATE, &body)
+            .with_context(|| format!("adding a route by {device}"))
+    }
+
+    /// Makes the entry for a neighbour that is never asked for.
+    pub(crate) fn add_neighbour(&self, device: &str, address: IpAddr, mac: [u8; 6]) -> Result<()> {
+        const RTM_NEWNEIGH: u16 = 28;
+        const NUD_PERMANENT: u16 = 0x80;
+        const NDA_DST: u16 = 1;
+        const NDA_LLADDR: u16 = 2;
+        let (family, bytes) = match address {
+            IpAddr::V4(address) => (AF_INET, address.octets().to_vec()),
+            IpAddr::V6(address) => (AF_INET6, address.octets().to_vec()),
+        };
+        let mut body = vec![family, 0, 0, 0];
+        body.extend(index(device)?.to_ne_bytes());
+        body.extend(NUD_PERMANENT.to_ne_bytes());
+        body.extend([0, 0]);
+        attribute(&mut body, NDA_DST, &bytes);
+        attribute(&mut body, NDA_LLADDR, &mac);
+        self.ask(RTM_NEWNEIGH, CREATE, &body)
+            .with_context(|| format!("adding the neighbour {address}"))
     }
 
     /// Sends one request and waits for its acknowledgement.
@@ -129,11 +187,21 @@ impl Links {
         message.extend(body);
         send(self.0.as_raw_fd(), &message, MsgFlags::empty()).context("sending to rtnetlink")?;
         let mut answer = [0_u8; 4096];
-        let got = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty()).context("waiting for rtnetlink")?;
+        let got =
+            recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty()).context("waiting for rtnetlink")?;
         let answer = answer.get(..got).unwrap_or_default();
-        let kind = answer.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
-        let error = answer.get(16..20).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
-        ensure!(kind == Some(NLMSG_ERROR), "rtnetlink answered with a message of type {kind:?}");
+        let kind = answer
+            .get(4..6)
+            .and_then(|b| b.try_into().ok())
+            .map(u16::from_ne_bytes);
+        let error = answer
+            .get(16..20)
+            .and_then(|b| b.try_into().ok())
+            .map(i32::from_ne_bytes);
+        ensure!(
+            kind == Some(NLMSG_ERROR),
+            "rtnetlink answered with a message of type {kind:?}"
+        );
         match error {
             Some(0) => Ok(()),
             Some(error) => Err(std::io::Error::from_raw_os_error(-error)).context("rtnetlink refused"),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_sys::page_cache::cached_pages;
+use dormouse_sys::page_cache::dirty_pages;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
@@ -38,7 +38,11 @@ impl Held {
     pub(crate) fn now(directories: &[&Path], id: &str, pid: u32) -> Result<Self> {
         // While the VMM lives its set size is the measure; its shared pages are the file's.
         let vmm = if pid == 0 { 0 } else { set_size(pid)? };
-        let mut held = Self { vmm, zram: zram_bytes()?, ..Self::default() };
+        let mut held = Self {
+            vmm,
+            zram: zram_bytes()?,
+            ..Self::default()
+        };
         if pid == 0 {
             for file in ram_files(directories, id)? {
                 if file.on_tmpfs {
@@ -54,31 +58,40 @@ impl Held {
 
 /// One file that holds guest RAM.
 #[derive(Debug)]
-pub(crate) struct RamFile {
+struct RamFile {
     /// Where.
-    pub path: PathBuf,
+    #[allow(dead_code, reason = "told when waiting for it was in vain")]
+    path: PathBuf,
     /// Whether its file system is a tmpfs.
-    pub on_tmpfs: bool,
+    on_tmpfs: bool,
     /// Bytes of its blocks.
-    pub blocks_bytes: u64,
+    blocks_bytes: u64,
     /// Bytes of it that still have to reach the disk. On a kernel that cannot tell, all its blocks.
-    pub dirty_bytes: u64,
+    dirty_bytes: u64,
 }
 
 /// The RAM files of the guest `id`: those with its id in their path and `.ram` in their name.
-pub(crate) fn ram_files(directories: &[&Path], id: &str) -> Result<Vec<RamFile>> {
+fn ram_files(directories: &[&Path], id: &str) -> Result<Vec<RamFile>> {
     let mut found = Vec::new();
-    let mut open: Vec<PathBuf> = directories.iter().map(|directory| (*directory).to_owned()).collect();
+    let mut open: Vec<PathBuf> = directories
+        .iter()
+        .map(|directory| (*directory).to_owned())
+        .collect();
     while let Some(directory) = open.pop() {
         // Directories come and go while the daemon works.
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        let Ok(entries) = fs::read_dir(&directory) else {
+            continue;
+        };
         for entry in entries.flatten() {
             let path = entry.path();
             let Ok(kind) = entry.file_type() else { continue };
             let text = path.to_string_lossy();
             if kind.is_dir() {
                 open.push(path);
-            } else if kind.is_file() && text.contains(id) && entry.file_name().to_string_lossy().contains(".ram") {
+            } else if kind.is_file()
+                && text.contains(id)
+                && entry.file_name().to_string_lossy().contains(".ram")
+            {
                 found.extend(look(&path)?);
             }
         }
@@ -92,35 +105,58 @@ fn look(path: &Path) -> Result<Option<RamFile>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
     };
-    let blocks_bytes = file.metadata().with_context(|| format!("looking at {}", path.display()))?.blocks() * 512;
+    let blocks_bytes = file
+        .metadata()
+        .with_context(|| format!("looking at {}", path.display()))?
+        .blocks()
+        * 512;
     let system = fstatfs(file.as_fd()).with_context(|| format!("looking at {}", path.display()))?;
-    let dirty_bytes = match cached_pages(file.as_fd()) {
-        Ok(pages) => (pages.dirty + pages.writeback) * PAGE_BYTES,
+    let dirty_bytes = match dirty_pages(&file) {
+        Ok(pages) => pages * PAGE_BYTES,
         // A kernel before 6.5: whatever is there may be dirty.
         Err(_) => blocks_bytes,
     };
     let on_tmpfs = system.filesystem_type() == TMPFS_MAGIC;
-    Ok(Some(RamFile { path: path.to_owned(), on_tmpfs, blocks_bytes, dirty_bytes }))
+    Ok(Some(RamFile {
+        path: path.to_owned(),
+        on_tmpfs,
+        blocks_bytes,
+        dirty_bytes,
+    }))
 }
 
 /// The proportional set size of a process (`Pss` of /proc/PID/smaps_rollup), in bytes.
-pub(crate) fn set_size(pid: u32) -> Result<u64> {
+fn set_size(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
         .with_context(|| format!("reading the memory of process {pid}"))?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).with_context(|| format!("no Pss in the smaps_rollup of process {pid}"))
+    let kib = text.lines().find_map(|line| {
+        line.strip_prefix("Pss:")?
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
+    });
+    kib.map(|kib| kib * 1024)
+        .with_context(|| format!("no Pss in the smaps_rollup of process {pid}"))
 }
 
 /// What zram devices take of memory: the third number of mm_stat, `mem_used_total`
 /// (Documentation/admin-guide/blockdev/zram.rst).
 pub(crate) fn zram_bytes() -> Result<u64> {
     let mut total = 0;
-    for entry in fs::read_dir("/sys/block").context("listing /sys/block")?.flatten() {
+    for entry in fs::read_dir("/sys/block")
+        .context("listing /sys/block")?
+        .flatten()
+    {
         if !entry.file_name().to_string_lossy().starts_with("zram") {
             continue;
         }
         let text = fs::read_to_string(entry.path().join("mm_stat")).unwrap_or_default();
-        total += text.split_whitespace().nth(2).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        total += text
+            .split_whitespace()
+            .nth(2)
+            .and_then(|word| word.parse::<u64>().ok())
+            .unwrap_or(0);
     }
     Ok(total)
 }
@@ -135,18 +171,28 @@ pub(crate) fn wait_given_back(directories: &[&Path], id: &str, deadline: Duratio
         if files.iter().all(|file| !file.on_tmpfs && file.dirty_bytes == 0) {
             return Ok(seen);
         }
-        ensure!(begun.elapsed() < deadline, "after {deadline:?} these still hold memory: {files:?}");
+        ensure!(
+            begun.elapsed() < deadline,
+            "after {deadline:?} these still hold memory: {files:?}"
+        );
         tick(Duration::from_millis(5));
     }
 }
 
 /// Drops what the page cache holds of the guest's files: RAM image and device state.
 pub(crate) fn drop_cached(directories: &[&Path], id: &str) -> Result<()> {
-    let mut open: Vec<PathBuf> = directories.iter().map(|directory| (*directory).to_owned()).collect();
+    let mut open: Vec<PathBuf> = directories
+        .iter()
+        .map(|directory| (*directory).to_owned())
+        .collect();
     while let Some(directory) = open.pop() {
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        let Ok(entries) = fs::read_dir(&directory) else {
+            continue;
+        };
         for entry in entries.flatten() {
-            let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
+            let (path, Ok(kind)) = (entry.path(), entry.file_type()) else {
+                continue;
+            };
             if kind.is_dir() {
                 open.push(path);
             } else if kind.is_file() && path.to_string_lossy().contains(id) {
@@ -162,10 +208,19 @@ pub(crate) fn drop_cached(directories: &[&Path], id: &str) -> Result<()> {
 /// User and system time of a process with all its threads, the ended ones too, in milliseconds: fields
 /// 14 and 15 of /proc/PID/stat, and with `children` 16 and 17. 0 when it is gone.
 pub(crate) fn cpu_ms(pid: u32, children: bool) -> f64 {
-    let Ok(line) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return 0.0 };
-    let Some((_, after)) = line.rsplit_once(") ") else { return 0.0 };
+    let Ok(line) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return 0.0;
+    };
+    let Some((_, after)) = line.rsplit_once(") ") else {
+        return 0.0;
+    };
     let count = if children { 4 } else { 2 };
-    let ticks: u64 = after.split(' ').skip(11).take(count).filter_map(|word| word.parse::<u64>().ok()).sum();
+    let ticks: u64 = after
+        .split(' ')
+        .skip(11)
+        .take(count)
+        .filter_map(|word| word.parse::<u64>().ok())
+        .sum();
     // USER_HZ is 100 on every Linux that we know.
     ticks as f64 * 10.0
 }
@@ -201,7 +256,7 @@ mod tests {
         let scratch = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let path = scratch.path().join("g1.ram");
         fs::write(&path, vec![1; 8192]).unwrap();
-        if cached_pages(File::open(&path).unwrap().as_fd()).is_err() {
+        if dirty_pages(File::open(&path).unwrap()).is_err() {
             println!("skipped: what_is_on_disk_and_clean_is_given_back: this kernel has no cachestat");
             return;
         }

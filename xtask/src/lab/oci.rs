@@ -55,17 +55,33 @@ pub(crate) fn write_archive(out: &Path, run: &ImageRun<'_>, files: &[ImageFile])
     }));
     let file = std::fs::File::create(out).with_context(|| format!("making {}", out.display()))?;
     let mut archive = tar::Builder::new(file);
-    append(&mut archive, "oci-layout", 0o644, &json_bytes(&json!({ "imageLayoutVersion": "1.0.0" })))?;
+    append(
+        &mut archive,
+        "oci-layout",
+        0o644,
+        &json_bytes(&json!({ "imageLayoutVersion": "1.0.0" })),
+    )?;
     append(&mut archive, "index.json", 0o644, &index)?;
     for blob in [&config, &manifest, &layer] {
-        append(&mut archive, &format!("blobs/{}", digest(blob).replace(':', "/")), 0o644, blob)?;
+        append(
+            &mut archive,
+            &format!("blobs/{}", digest(blob).replace(':', "/")),
+            0o644,
+            blob,
+        )?;
     }
-    archive.into_inner().and_then(|mut file| file.flush()).with_context(|| format!("writing {}", out.display()))
+    archive
+        .into_inner()
+        .and_then(|mut file| file.flush())
+        .with_context(|| format!("writing {}", out.display()))
 }
 
 fn config(run: &ImageRun<'_>, diff_id: &str) -> Value {
-    let ports: serde_json::Map<String, Value> =
-        run.ports.iter().map(|port| ((*port).to_owned(), json!({}))).collect();
+    let ports: serde_json::Map<String, Value> = run
+        .ports
+        .iter()
+        .map(|port| ((*port).to_owned(), json!({})))
+        .collect();
     json!({
         "architecture": "amd64",
         "os": "linux",
@@ -86,11 +102,13 @@ fn descriptor(media_type: &str, blob: &[u8]) -> Value {
 
 fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    Sha256::digest(bytes)
+        .iter()
+        .fold("sha256:".to_owned(), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn json_bytes(value: &Value) -> Vec<u8> {
@@ -102,7 +120,10 @@ fn layer(files: &[ImageFile]) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut parents = BTreeSet::new();
     for file in files {
-        let directories = Path::new(file.path).ancestors().skip(1).filter(|path| !path.as_os_str().is_empty());
+        let directories = Path::new(file.path)
+            .ancestors()
+            .skip(1)
+            .filter(|path| !path.as_os_str().is_empty());
         parents.extend(directories.map(Path::to_owned));
     }
     for directory in ["dev", "proc", "sys", "tmp"] {
@@ -125,7 +146,9 @@ fn append<W: Write>(archive: &mut tar::Builder<W>, path: &str, mode: u32, bytes:
     let mut header = tar::Header::new_gnu();
     header.set_mode(mode);
     header.set_size(bytes.len() as u64);
-    archive.append_data(&mut header, path, bytes).with_context(|| format!("adding {path} to an archive"))
+    archive
+        .append_data(&mut header, path, bytes)
+        .with_context(|| format!("adding {path} to an archive"))
 }
 
 #[cfg(test)]
@@ -138,14 +161,29 @@ mod tests {
     fn every_blob_is_where_its_digest_says() {
         let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("image.tar");
-        let run = ImageRun { name: "web:latest", entrypoint: &["/bin/web", "-f"], ports: &["80/tcp"] };
+        let run = ImageRun {
+            name: "web:latest",
+            entrypoint: &["/bin/web", "-f"],
+            ports: &["80/tcp"],
+        };
         let files = [
-            ImageFile { path: "bin/web", mode: 0o755, bytes: vec![1; 5000] },
-            ImageFile { path: "srv/www/index.html", mode: 0o644, bytes: b"hello".to_vec() },
+            ImageFile {
+                path: "bin/web",
+                mode: 0o755,
+                bytes: vec![1; 5000],
+            },
+            ImageFile {
+                path: "srv/www/index.html",
+                mode: 0o644,
+                bytes: b"hello".to_vec(),
+            },
         ];
         write_archive(&out, &run, &files).unwrap();
         let mut found = BTreeMap::new();
-        for entry in tar::Archive::new(std::fs::File::open(&out).unwrap()).entries().unwrap() {
+        for entry in tar::Archive::new(std::fs::File::open(&out).unwrap())
+            .entries()
+            .unwrap()
+        {
             let mut entry = entry.unwrap();
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes).unwrap();
@@ -162,12 +200,22 @@ mod tests {
         let config: Value = serde_json::from_slice(blob(&manifest["config"])).unwrap();
         assert_eq!(config["config"]["Entrypoint"][1], "-f");
         let mut tar = Vec::new();
-        flate2::read::GzDecoder::new(&blob(&manifest["layers"][0])[..]).read_to_end(&mut tar).unwrap();
+        flate2::read::GzDecoder::new(&blob(&manifest["layers"][0])[..])
+            .read_to_end(&mut tar)
+            .unwrap();
         assert_eq!(config["rootfs"]["diff_ids"][0], digest(&tar));
         let mut archive = tar::Archive::new(&tar[..]);
-        let names: Vec<_> =
-            archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
-        let place = |name: &str| names.iter().position(|n| n.trim_end_matches('/') == name).unwrap();
+        let names: Vec<_> = archive
+            .entries()
+            .unwrap()
+            .map(|e| e.unwrap().path().unwrap().display().to_string())
+            .collect();
+        let place = |name: &str| {
+            names
+                .iter()
+                .position(|n| n.trim_end_matches('/') == name)
+                .unwrap()
+        };
         assert!(place("srv") < place("srv/www") && place("srv/www") < place("srv/www/index.html"));
     }
 }

@@ -36,11 +36,16 @@ impl<'a> Attributes<'a> {
             return Err(WireError::Attribute { got, said: 0 });
         };
         let said = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value =
-            self.rest.get(HEADER_BYTES..said).ok_or(WireError::Attribute { got, said })?;
+        let value = self
+            .rest
+            .get(HEADER_BYTES..said)
+            .ok_or(WireError::Attribute { got, said })?;
         // The last one may come without its padding.
         self.rest = self.rest.get(said.next_multiple_of(4)..).unwrap_or_default();
-        Ok(Attribute { kind: u16::from_ne_bytes([k0, k1]) & KIND_MASK, value })
+        Ok(Attribute {
+            kind: u16::from_ne_bytes([k0, k1]) & KIND_MASK,
+            value,
+        })
     }
 }
 
@@ -66,7 +71,10 @@ impl Attribute<'_> {
     /// # Errors
     /// When it has another size.
     pub fn array<const N: usize>(&self) -> Result<[u8; N], WireError> {
-        self.value.try_into().map_err(|_| WireError::Size { kind: self.kind, got: self.value.len() })
+        self.value.try_into().map_err(|_| WireError::Size {
+            kind: self.kind,
+            got: self.value.len(),
+        })
     }
 
     /// The value as one byte.
@@ -91,7 +99,9 @@ mod tests {
     use super::*;
 
     fn check(bytes: &[u8], want: &[Result<(u16, &[u8]), WireError>]) {
-        let got: Vec<_> = Attributes::new(bytes).map(|item| item.map(|a| (a.kind, a.value))).collect();
+        let got: Vec<_> = Attributes::new(bytes)
+            .map(|item| item.map(|a| (a.kind, a.value)))
+            .collect();
         assert_eq!(got, want, "{bytes:?}");
     }
 
@@ -103,11 +113,23 @@ mod tests {
         }
         check(&[], &[]);
         check(&[4, 0, 1, 0], &[Ok((1, &[]))]);
-        check(&[5, 0, 1, 0x80, 9, 0, 0, 0, 4, 0, 2, 0], &[Ok((1, &[9])), Ok((2, &[]))]);
+        check(
+            &[5, 0, 1, 0x80, 9, 0, 0, 0, 4, 0, 2, 0],
+            &[Ok((1, &[9])), Ok((2, &[]))],
+        );
         check(&[5, 0, 1, 0, 9], &[Ok((1, &[9]))]);
         check(&[3, 0, 1, 0], &[Err(WireError::Attribute { got: 4, said: 3 })]);
-        check(&[0, 0, 0, 0, 0, 0, 0, 0], &[Err(WireError::Attribute { got: 8, said: 0 })]);
-        check(&[9, 0, 1, 0, 1, 2, 3, 4], &[Err(WireError::Attribute { got: 8, said: 9 })]);
-        check(&[4, 0, 1, 0, 1], &[Ok((1, &[])), Err(WireError::Attribute { got: 1, said: 0 })]);
+        check(
+            &[0, 0, 0, 0, 0, 0, 0, 0],
+            &[Err(WireError::Attribute { got: 8, said: 0 })],
+        );
+        check(
+            &[9, 0, 1, 0, 1, 2, 3, 4],
+            &[Err(WireError::Attribute { got: 8, said: 9 })],
+        );
+        check(
+            &[4, 0, 1, 0, 1],
+            &[Ok((1, &[])), Err(WireError::Attribute { got: 1, said: 0 })],
+        );
     }
 }

@@ -82,8 +82,12 @@ pub fn flow(attributes: &[u8]) -> Result<Flow, WireError> {
             _ => {}
         }
     }
-    let source = original.source.ok_or(WireError::Missing { what: "source address" })?;
-    let destination = original.destination.ok_or(WireError::Missing { what: "destination address" })?;
+    let source = original.source.ok_or(WireError::Missing {
+        what: "source address",
+    })?;
+    let destination = original.destination.ok_or(WireError::Missing {
+        what: "destination address",
+    })?;
     let protocol = original.protocol.ok_or(WireError::Missing { what: "protocol" })?;
     let protocol = Protocol::from_number(protocol);
     Ok(Flow {
@@ -97,8 +101,16 @@ pub fn flow(attributes: &[u8]) -> Result<Flow, WireError> {
             destination_port: original.destination_port,
         },
         responder: reply.source.unwrap_or(destination),
-        responder_port: if reply.source.is_some() { reply.source_port } else { original.destination_port },
-        tcp_state: if protocol == Protocol::Tcp { tcp_state } else { None },
+        responder_port: if reply.source.is_some() {
+            reply.source_port
+        } else {
+            original.destination_port
+        },
+        tcp_state: if protocol == Protocol::Tcp {
+            tcp_state
+        } else {
+            None
+        },
     })
 }
 

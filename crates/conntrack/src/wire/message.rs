@@ -129,7 +129,9 @@ fn split(bytes: &[u8]) -> Result<Split<'_>, WireError> {
     };
     let [l0, l1, l2, l3, t0, t1, f0, f1, s0, s1, s2, s3, ..] = *header;
     let said = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
-    let payload = bytes.get(HEADER_BYTES..said).ok_or(WireError::Message { got, said })?;
+    let payload = bytes
+        .get(HEADER_BYTES..said)
+        .ok_or(WireError::Message { got, said })?;
     let rest = bytes.get(said.next_multiple_of(4)..).unwrap_or_default();
     let header = Header {
         kind: u16::from_ne_bytes([t0, t1]),
@@ -145,19 +147,28 @@ fn read(header: Header, payload: &[u8]) -> Result<Message, WireError> {
     } else {
         read_conntrack(header, payload)?
     };
-    Ok(Message { sequence: header.sequence, interrupted: header.flags & FLAG_INTERRUPTED != 0, body })
+    Ok(Message {
+        sequence: header.sequence,
+        interrupted: header.flags & FLAG_INTERRUPTED != 0,
+        body,
+    })
 }
 
 fn read_own(kind: u16, payload: &[u8]) -> Result<Body, WireError> {
     match kind {
         NLMSG_ERROR => {
-            let (number, _) = payload
-                .split_first_chunk::<4>()
-                .ok_or(WireError::Message { got: payload.len(), said: HEADER_BYTES + 4 })?;
-            Ok(Body::Answer { errno: positive(*number) })
+            let (number, _) = payload.split_first_chunk::<4>().ok_or(WireError::Message {
+                got: payload.len(),
+                said: HEADER_BYTES + 4,
+            })?;
+            Ok(Body::Answer {
+                errno: positive(*number),
+            })
         }
         // Old kernels end a listing without a number.
-        NLMSG_DONE => Ok(Body::Done { errno: payload.split_first_chunk::<4>().map_or(0, |(n, _)| positive(*n)) }),
+        NLMSG_DONE => Ok(Body::Done {
+            errno: payload.split_first_chunk::<4>().map_or(0, |(n, _)| positive(*n)),
+        }),
         NLMSG_OVERRUN => Ok(Body::Overrun),
         _ => Ok(Body::Other),
     }

@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use netlink_packet_core::{DefaultNla, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple,
+};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
 /// `CTA_FILTER`, since Linux 5.8.
@@ -18,29 +20,60 @@ const MATCH_SOURCE: u32 = 1;
 /// A request for the whole table, both families.
 #[must_use]
 pub fn list_all(sequence: u32) -> Vec<u8> {
-    request(sequence, NLM_F_REQUEST | NLM_F_DUMP, NetfilterProtoFamily::Unspec, Vec::new())
+    request(
+        sequence,
+        NLM_F_REQUEST | NLM_F_DUMP,
+        NetfilterProtoFamily::Unspec,
+        Vec::new(),
+    )
 }
 
 /// A request for the entries that `responder` answers: the source of the reply direction. The kernel
 /// filters, but it still walks the whole table.
+///
+/// Only a help: a kernel before 5.8 answers with everything, and for IPv6 we ask for the whole family,
+/// because the kernel compares the wrong way round (`ctnetlink_filter_match_tuple` in
+/// net/netfilter/nf_conntrack_netlink.c leaves out what equals the address; seen on 6.18) and would
+/// list nothing for a guest that is busy. Whoever reads the answer filters again.
 #[must_use]
 pub fn list_of_responder(sequence: u32, responder: IpAddr) -> Vec<u8> {
-    let mut flags = Vec::with_capacity(16);
-    // A nest of two attributes of 8 bytes each; the crate has no type for it.
-    for (kind, value) in [(CTA_FILTER_ORIG_FLAGS, 0), (CTA_FILTER_REPLY_FLAGS, MATCH_SOURCE)] {
-        flags.extend_from_slice(&8_u16.to_ne_bytes());
-        flags.extend_from_slice(&kind.to_ne_bytes());
-        flags.extend_from_slice(&value.to_ne_bytes());
+    if responder.is_ipv6() {
+        return request(
+            sequence,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            NetfilterProtoFamily::IPv6,
+            Vec::new(),
+        );
     }
-    let attributes = vec![
-        ConntrackAttribute::CtaTupleReply(vec![Tuple::Ip(vec![IPTuple::SourceAddress(responder)])]),
-        ConntrackAttribute::Other(DefaultNla::new(CTA_FILTER | NESTED, flags)),
-    ];
-    request(sequence, NLM_F_REQUEST | NLM_F_DUMP, family(responder), attributes)
+    let tuple = vec![Tuple::Ip(vec![IPTuple::SourceAddress(responder)])];
+    let attributes = vec![ConntrackAttribute::CtaTupleReply(tuple)];
+    let mut bytes = request(
+        sequence,
+        NLM_F_REQUEST | NLM_F_DUMP,
+        family(responder),
+        attributes,
+    );
+    // The kernel insists on the flag of a nest, which the crate takes off kinds that it has no type for.
+    append(&mut bytes, CTA_FILTER | NESTED, 16);
+    for (kind, value) in [(CTA_FILTER_ORIG_FLAGS, 0), (CTA_FILTER_REPLY_FLAGS, MATCH_SOURCE)] {
+        append(&mut bytes, kind, 4);
+        bytes.extend_from_slice(&u32::to_ne_bytes(value));
+    }
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    if let Some(field) = bytes.first_chunk_mut::<4>() {
+        *field = length.to_ne_bytes();
+    }
+    bytes
 }
 
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
+
+/// Appends the header of an attribute with a value of `length` bytes.
+fn append(bytes: &mut Vec<u8>, kind: u16, length: u16) {
+    bytes.extend_from_slice(&(length + 4).to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+}
 
 /// The question for one entry that cannot exist: TCP from port 0 of 0.0.0.0 to port 0 of 0.0.0.0. The
 /// answer is "no such entry", queued behind every event that was queued before it.
@@ -48,28 +81,44 @@ const NESTED: u16 = 0x8000;
 pub fn barrier(sequence: u32) -> Vec<u8> {
     let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let tuple = vec![
-        Tuple::Ip(vec![IPTuple::SourceAddress(nobody), IPTuple::DestinationAddress(nobody)]),
+        Tuple::Ip(vec![
+            IPTuple::SourceAddress(nobody),
+            IPTuple::DestinationAddress(nobody),
+        ]),
         Tuple::Proto(vec![
             ProtoTuple::Protocol(Protocol::Tcp),
             ProtoTuple::SourcePort(0),
             ProtoTuple::DestinationPort(0),
         ]),
     ];
-    request(sequence, NLM_F_REQUEST, NetfilterProtoFamily::IPv4, vec![ConntrackAttribute::CtaTupleOrig(tuple)])
+    request(
+        sequence,
+        NLM_F_REQUEST,
+        NetfilterProtoFamily::IPv4,
+        vec![ConntrackAttribute::CtaTupleOrig(tuple)],
+    )
 }
 
 /// The question for the entry of a UDP exchange; used to see whether anything is tracked.
 #[must_use]
 pub fn udp_entry(sequence: u32, source: (IpAddr, u16), destination: (IpAddr, u16)) -> Vec<u8> {
     let tuple = vec![
-        Tuple::Ip(vec![IPTuple::SourceAddress(source.0), IPTuple::DestinationAddress(destination.0)]),
+        Tuple::Ip(vec![
+            IPTuple::SourceAddress(source.0),
+            IPTuple::DestinationAddress(destination.0),
+        ]),
         Tuple::Proto(vec![
             ProtoTuple::Protocol(Protocol::Udp),
             ProtoTuple::SourcePort(source.1),
             ProtoTuple::DestinationPort(destination.1),
         ]),
     ];
-    request(sequence, NLM_F_REQUEST, family(source.0), vec![ConntrackAttribute::CtaTupleOrig(tuple)])
+    request(
+        sequence,
+        NLM_F_REQUEST,
+        family(source.0),
+        vec![ConntrackAttribute::CtaTupleOrig(tuple)],
+    )
 }
 
 const fn family(address: IpAddr) -> NetfilterProtoFamily {
@@ -88,7 +137,10 @@ fn request(
     let mut header = NetlinkHeader::default();
     header.flags = flags;
     header.sequence_number = sequence;
-    let body = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Get(attributes));
+    let body = NetfilterMessage::new(
+        NetfilterHeader::new(family, 0, 0),
+        ConntrackMessage::Get(attributes),
+    );
     let mut message = NetlinkMessage::new(header, NetlinkPayload::from(body));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];

@@ -25,12 +25,17 @@ pub(crate) fn agree(datagram: &[u8], trust: Trust) {
     let mut rest = datagram;
     for ours in messages(datagram) {
         let theirs = read(rest);
-        let said = rest.first_chunk::<4>().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
+        let said = rest
+            .first_chunk::<4>()
+            .map_or(0, |length| u32::from_ne_bytes(*length) as usize);
         rest = rest.get(said.next_multiple_of(4)..).unwrap_or_default();
         match (ours, theirs) {
             (Ok(ours), Some(theirs)) => assert_eq!(comparable(ours.body), theirs, "{datagram:02x?}"),
             (ours, theirs) => {
-                assert!(trust == Trust::WhereBothRead, "ours {ours:?}, theirs {theirs:?}: {datagram:02x?}");
+                assert!(
+                    trust == Trust::WhereBothRead,
+                    "ours {ours:?}, theirs {theirs:?}: {datagram:02x?}"
+                );
             }
         }
     }
@@ -122,7 +127,11 @@ fn flow(attributes: &[ConntrackAttribute]) -> Option<Flow> {
             destination_port: original.destination_port,
         },
         responder: reply.source.unwrap_or(destination),
-        responder_port: if reply.source.is_some() { reply.source_port } else { original.destination_port },
+        responder_port: if reply.source.is_some() {
+            reply.source_port
+        } else {
+            original.destination_port
+        },
         tcp_state: if protocol == Protocol::Tcp { state } else { None },
     })
 }

@@ -49,7 +49,7 @@ impl Api {
 
     /// Host memory that an instance holds: what its VMM holds while there is one, else its image's
     /// blocks on tmpfs or its dirty pages on disk.
-    async fn memory_held(&self, view: &InstanceView) -> Bytes {
+    pub(super) async fn memory_held(&self, view: &InstanceView) -> Bytes {
         let (instances, view) = (self.instances.clone(), view.clone());
         tokio::task::spawn_blocking(move || instances.memory_held(&view)).await.unwrap_or_default()
     }

@@ -1,6 +1,14 @@
 //! The checks.
 
-use super::*;
+use std::os::fd::AsFd;
+
+use super::{
+    DriverError, ExitReason, Gone, PATIENCE, RAM, Sharing, Stand, Verdict, Violation, VmStatus, end, ensure,
+    must_fail, soon,
+};
+use crate::memory::write_back_private;
+use crate::port::{Deadline, DriverKind};
+use std::time::Duration;
 
 /// One demand on a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +27,8 @@ pub enum Check {
     RestoreIsPausedAndExact,
     /// Over private RAM the guest goes on, and the file stays as it was.
     RestorePrivateLeavesTheFile,
+    /// What was written to private RAM is put back into the file, which then wakes shared, exactly.
+    WriteBackIsExact,
     /// Nonsense and nothing are no state: an error, no process.
     RestoreOfNonsenseFails,
     /// A launch without a kernel is refused.
@@ -53,7 +63,7 @@ pub enum Check {
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::LaunchRuns,
         Self::PauseIsIdempotent,
         Self::ResumeIsIdempotent,
@@ -61,6 +71,7 @@ impl Check {
         Self::SnapshotReplacesTheFile,
         Self::RestoreIsPausedAndExact,
         Self::RestorePrivateLeavesTheFile,
+        Self::WriteBackIsExact,
         Self::RestoreOfNonsenseFails,
         Self::LaunchWithoutKernelIsRefused,
         Self::KillDuringSnapshot,
@@ -89,6 +100,7 @@ impl Check {
             Self::SnapshotReplacesTheFile => "snapshot replaces the file",
             Self::RestoreIsPausedAndExact => "restore is paused and exact",
             Self::RestorePrivateLeavesTheFile => "restore over private RAM leaves the file",
+            Self::WriteBackIsExact => "write back of private RAM is exact",
             Self::RestoreOfNonsenseFails => "restore of nonsense fails",
             Self::LaunchWithoutKernelIsRefused => "launch without a kernel is refused",
             Self::KillDuringSnapshot => "kill during a snapshot",
@@ -120,6 +132,7 @@ impl Check {
             Self::SnapshotReplacesTheFile => snapshot_replaces_the_file(stand).await,
             Self::RestoreIsPausedAndExact => restore_is_paused_and_exact(stand).await,
             Self::RestorePrivateLeavesTheFile => restore_private_leaves_the_file(stand).await,
+            Self::WriteBackIsExact => write_back_is_exact(stand).await,
             Self::RestoreOfNonsenseFails => restore_of_nonsense_fails(stand).await,
             Self::LaunchWithoutKernelIsRefused => launch_without_kernel_is_refused(stand).await,
             Self::KillDuringSnapshot => kill_during_snapshot(stand).await,
@@ -222,6 +235,39 @@ async fn restore_private_leaves_the_file(stand: &Stand) -> Verdict {
     ensure(before == std::fs::read(stand.path("ram"))?, || {
         "the file was written".into()
     })
+}
+
+async fn write_back_is_exact(stand: &Stand) -> Verdict {
+    // The fake has no memory to look into.
+    if stand.driver.kind() == DriverKind::Fake || !stand.driver.probe().await?.can.private_ram {
+        return Ok(());
+    }
+    let vm = stand.launch().await?;
+    stand.beats_on(&*vm).await?;
+    stand.snapshot(&*vm).await?;
+    end(stand, &*vm).await?;
+    let vm = stand.restore(Sharing::Private).await?;
+    vm.resume().await?;
+    stand.beats_on(&*vm).await?;
+    stand.snapshot(&*vm).await?;
+    let ram = stand.file("ram")?;
+    let written = write_back_private(vm.process(), ram.as_fd(), RAM)?;
+    ensure(written.bytes >= 4096 && written.bytes < RAM.0 / 2, || {
+        format!("{written:?}")
+    })?;
+    // Undone before the commit: the same process goes on, and is saved again.
+    vm.resume().await?;
+    stand.beats_on(&*vm).await?;
+    stand.snapshot(&*vm).await?;
+    write_back_private(vm.process(), ram.as_fd(), RAM)?;
+    end(stand, &*vm).await?;
+    let vm = stand.restore(Sharing::Shared).await?;
+    stand.rests(&*vm).await?;
+    vm.resume().await?;
+    stand.beats_on(&*vm).await?;
+    let refused = write_back_private(vm.process(), ram.as_fd(), RAM);
+    must_fail(refused.map_err(Violation::from), "a write back of shared RAM")?;
+    end(stand, &*vm).await
 }
 
 async fn restore_of_nonsense_fails(stand: &Stand) -> Verdict {

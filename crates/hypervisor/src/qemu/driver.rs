@@ -35,7 +35,8 @@ pub enum AcceleratorChoice {
 /// What the driver is told once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QemuConfig {
-    /// The program.
+    /// The program. Where KVM works and a build with `-microvm` at its end is there, that one starts in
+    /// two thirds of the time; it cannot emulate.
     pub program: PathBuf,
     /// How guests are executed.
     pub accelerator: AcceleratorChoice,

@@ -14,6 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
+use super::start::Newborn;
 use crate::accelerator::{
     Accelerator, FIRST_BEAT_DEADLINE, ITERATIONS_PER_BEAT, MEASURE_FOR, Observed, is_proven, judge,
 };
@@ -21,7 +22,6 @@ use crate::error::DriverError;
 use crate::parts::Identity;
 use crate::payload;
 use crate::port::Deadline;
-use crate::process::Watched;
 
 /// Asks the program for its version.
 pub(super) async fn version(program: &Path) -> Result<String, DriverError> {
@@ -87,7 +87,8 @@ async fn observe(program: &Path, identity: Option<Identity>) -> Result<Observed,
         File::from(memfd_create(c"dormouse-probe-log", MFdFlags::MFD_CLOEXEC).map_err(|e| fail(e.into()))?);
     let words = arguments(program);
     let groups: Vec<u32> = kvm_group().into_iter().collect();
-    let started = spawn(&Program {
+    // Killed in the end, or when this probe is dropped.
+    let newborn = Newborn::new(spawn(&Program {
         path: words.first().map(CString::as_c_str).unwrap_or_default(),
         arguments: &words,
         environment: &[],
@@ -96,11 +97,11 @@ async fn observe(program: &Path, identity: Option<Identity>) -> Result<Observed,
         identity,
         groups: &groups,
         cgroups: &[],
+        namespaces: &[],
         refuse_fallocate: false,
-    })
-    .map_err(DriverError::Start)?;
+    }))?;
     drop(theirs);
-    let process = Watched::started(started.pid, started.pidfd).map_err(fail)?;
+    let process = newborn.watch().map_err(fail)?;
     let beats = listen(&mut serial).await;
     let ended_itself = process.exit().is_some() || (beats.is_empty() && is_closed(&mut serial).await);
     process.kill(Deadline::now() + Duration::from_secs(5)).await?;

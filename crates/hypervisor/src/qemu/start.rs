@@ -9,7 +9,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,9 @@ use serde_json::Value;
 
 use super::client::{Client, ClientError};
 use super::qmp::{Command, RunState};
-use super::translate::{DiskLayout, Execution, Layout, Purpose, arguments};
+use super::translate::{Execution, arguments};
 use crate::error::DriverError;
+use crate::layout::{DiskLayout, Layout, Purpose};
 use crate::parts::{BootPart, Identity, LaunchSpec, Parts, Sharing};
 use crate::port::Deadline;
 use crate::process::Watched;
@@ -56,6 +57,9 @@ pub(super) async fn start(plan: Plan, deadline: Deadline) -> Result<Up, DriverEr
         "launch the machine"
     };
     check(&plan)?;
+    if deadline <= Deadline::now() {
+        return Err(DriverError::Deadline { doing });
+    }
     let control = plan.parts.control.path.clone();
     let late = |_| DriverError::Deadline { doing };
     let mut first = tokio::time::timeout_at(deadline, ask_early(&control))
@@ -237,6 +241,7 @@ fn spawn_monitor(plan: &Plan) -> Result<Newborn, DriverError> {
     }
     let path = argv.first().cloned().unwrap_or_default();
     let cgroups: Vec<_> = plan.parts.cgroups.iter().map(AsFd::as_fd).collect();
+    let namespaces: Vec<_> = plan.parts.namespaces.iter().map(AsFd::as_fd).collect();
     let started = spawn(&Program {
         path: &path,
         arguments: &argv,
@@ -246,6 +251,7 @@ fn spawn_monitor(plan: &Plan) -> Result<Newborn, DriverError> {
         identity: plan.parts.identity,
         groups: &plan.groups,
         cgroups: &cgroups,
+        namespaces: &namespaces,
         refuse_fallocate: plan.parts.ram.sharing == Sharing::Private,
     });
     Newborn::new(started)
@@ -332,18 +338,17 @@ pub(super) fn write_only(file: BorrowedFd<'_>, append: bool) -> io::Result<Owned
     if flags & OFlag::O_ACCMODE == OFlag::O_WRONLY && (appends || !append) {
         return file.try_clone_to_owned();
     }
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let path = Layout::path(file.as_raw_fd());
     Ok(File::options().write(true).append(append).open(path)?.into())
 }
 
 /// A process that is killed unless it is kept: a start that fails or is dropped leaves nothing.
-struct Newborn {
+pub(super) struct Newborn {
     started: Option<Started>,
 }
 
 impl Newborn {
-    fn new(started: Result<Started, SpawnError>) -> Result<Self, DriverError> {
+    pub(super) fn new(started: Result<Started, SpawnError>) -> Result<Self, DriverError> {
         started
             .map(|started| Self {
                 started: Some(started),
@@ -351,7 +356,7 @@ impl Newborn {
             .map_err(DriverError::Start)
     }
 
-    fn watch(&self) -> io::Result<Watched> {
+    pub(super) fn watch(&self) -> io::Result<Watched> {
         let started = self.started.as_ref().ok_or(io::ErrorKind::NotFound)?;
         Watched::started(started.pid, started.pidfd.try_clone()?)
     }
@@ -382,8 +387,7 @@ struct Log {
 
 impl Log {
     fn open(log: BorrowedFd<'_>) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
-        let file = File::open(format!("/proc/self/fd/{}", log.as_raw_fd()))?;
+        let file = File::open(Layout::path(log.as_raw_fd()))?;
         let from = file.metadata()?.len();
         Ok(Self { file, from })
     }

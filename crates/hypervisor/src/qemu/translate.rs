@@ -4,8 +4,7 @@
 //! A restore takes the same machine line as the launch: every device, in the same order, with the same
 //! features, or the device state does not load. Only what boots is left out, and what loads is added.
 
-use dormouse_model::Bytes;
-
+use crate::layout::{DiskLayout, Layout, Purpose};
 use crate::parts::{LaunchSpec, Sharing};
 
 /// What executes the guest, with what its kernel must be told.
@@ -18,59 +17,6 @@ pub enum Execution {
     Emulation {
         /// The host's frequency.
         tsc_khz: u64,
-    },
-}
-
-/// The numbers of the descriptors in the new process, and what goes with them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
-    /// Guest RAM.
-    pub ram: i32,
-    /// Size of RAM.
-    pub ram_size: Bytes,
-    /// How RAM is mapped.
-    pub sharing: Sharing,
-    /// The listening control socket.
-    pub control: i32,
-    /// The listening socket of the agent's port.
-    pub agent: i32,
-    /// The serial log.
-    pub console: i32,
-    /// The tap.
-    pub tap: Option<i32>,
-    /// The disks.
-    pub disks: Vec<DiskLayout>,
-    /// What is done with the machine.
-    pub purpose: Purpose,
-}
-
-/// One disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskLayout {
-    /// Its descriptor.
-    pub number: i32,
-    /// Whether the guest may only read.
-    pub readonly: bool,
-    /// Checked before: letters, digits and dashes.
-    pub serial: String,
-}
-
-/// Boot or load.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Purpose {
-    /// Boot a kernel.
-    Boot {
-        /// The kernel.
-        kernel: i32,
-        /// The initial RAM disk.
-        initrd: Option<i32>,
-        /// The caller's command line.
-        command_line: String,
-    },
-    /// Load device state and stay paused.
-    Restore {
-        /// The state, opened for reading, at its beginning.
-        state: i32,
     },
 }
 
@@ -141,10 +87,10 @@ fn machine(line: &mut Line, spec: &LaunchSpec, layout: &Layout, execution: Execu
         Sharing::Shared => "on",
         Sharing::Private => "off",
     };
-    let ram = layout.ram;
+    let ram = Layout::path(layout.ram);
     line.option(
         "-object",
-        format!("memory-backend-file,id=ram,size={size}B,mem-path=/proc/self/fd/{ram},share={share}"),
+        format!("memory-backend-file,id=ram,size={size}B,mem-path={ram},share={share}"),
     );
     // The current virtio layout, not the one of 2008.
     line.option("-global", "virtio-mmio.force-legacy=false");
@@ -220,9 +166,9 @@ fn purpose(line: &mut Line, purpose: &Purpose, execution: Execution) {
             initrd,
             command_line,
         } => {
-            line.option("-kernel", format!("/proc/self/fd/{kernel}"));
+            line.option("-kernel", Layout::path(*kernel));
             if let Some(initrd) = initrd {
-                line.option("-initrd", format!("/proc/self/fd/{initrd}"));
+                line.option("-initrd", Layout::path(*initrd));
             }
             line.option("-append", kernel_command_line(command_line, execution));
         }

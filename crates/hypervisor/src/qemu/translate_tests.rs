@@ -1,46 +1,5 @@
 use super::*;
-use dormouse_model::{MacAddress, WorkloadId};
-
-fn spec() -> LaunchSpec {
-    LaunchSpec {
-        id: WorkloadId::from_bits(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
-        vcpus: 2,
-        mac: Some(MacAddress([2, 0xd0, 0, 0, 0, 1])),
-    }
-}
-
-fn layout(purpose: Purpose) -> Layout {
-    Layout {
-        ram: 3,
-        ram_size: Bytes::mib(256),
-        sharing: Sharing::Shared,
-        control: 4,
-        agent: 5,
-        console: 6,
-        tap: Some(7),
-        disks: vec![
-            DiskLayout {
-                number: 8,
-                readonly: true,
-                serial: "root".into(),
-            },
-            DiskLayout {
-                number: 9,
-                readonly: false,
-                serial: "data".into(),
-            },
-        ],
-        purpose,
-    }
-}
-
-fn boot() -> Purpose {
-    Purpose::Boot {
-        kernel: 10,
-        initrd: Some(11),
-        command_line: "console=ttyS0 quiet".into(),
-    }
-}
+use crate::layout::examples::{boot, layout, spec};
 
 /// One option and its value a line.
 fn check(name: &str, layout: &Layout, execution: Execution, sandbox: bool) {

@@ -100,10 +100,16 @@ impl Extensions {
             return Err(EntryFault::Extension);
         }
         let path = self.path.unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = self.link.or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
+        let link = self
+            .link
+            .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
         let kind = kind(header, size, &path, link)?;
         let attributes = attributes(header, self.uid, self.gid)?;
-        Ok(Entry { path: components(&path)?, kind, attributes })
+        Ok(Entry {
+            path: components(&path)?,
+            kind,
+            attributes,
+        })
     }
 }
 
@@ -118,7 +124,9 @@ fn kind(header: &Header, size: u64, path: &[u8], link: Option<Vec<u8>>) -> Resul
             if link.is_empty() || link.len() >= MAX_PATH || link.contains(&0) {
                 return Err(EntryFault::SymlinkTarget);
             }
-            Kind::Symlink { target: OsString::from_vec(link) }
+            Kind::Symlink {
+                target: OsString::from_vec(link),
+            }
         }
         EntryType::Link => {
             let target = components(&link).map_err(|_| EntryFault::LinkTarget)?;
@@ -136,12 +144,22 @@ fn kind(header: &Header, size: u64, path: &[u8], link: Option<Vec<u8>>) -> Resul
 fn attributes(header: &Header, uid: Option<u64>, gid: Option<u64>) -> Result<Attributes, EntryFault> {
     let number = |value: std::io::Result<u64>| value.map_err(|_| EntryFault::Header);
     // The last number means "no change" to the kernel.
-    let owner = |value: u64| u32::try_from(value).ok().filter(|&id| id != u32::MAX).ok_or(EntryFault::Header);
+    let owner = |value: u64| {
+        u32::try_from(value)
+            .ok()
+            .filter(|&id| id != u32::MAX)
+            .ok_or(EntryFault::Header)
+    };
     let uid = uid.map_or_else(|| number(header.uid()), Ok)?;
     let gid = gid.map_or_else(|| number(header.gid()), Ok)?;
     let modified = i64::try_from(number(header.mtime())?).map_err(|_| EntryFault::Header)?;
     let mode = header.mode().map_err(|_| EntryFault::Header)? & 0o7777;
-    Ok(Attributes { uid: owner(uid)?, gid: owner(gid)?, mode, modified })
+    Ok(Attributes {
+        uid: owner(uid)?,
+        gid: owner(gid)?,
+        mode,
+        modified,
+    })
 }
 
 /// The parts of a relative path, `.` and empty ones dropped.

@@ -18,7 +18,8 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{
-    FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, fstatat, futimens, mkdirat, mknodat, utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat, futimens,
+    mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
@@ -58,7 +59,10 @@ impl From<EntryFault> for Trouble {
 }
 
 fn refused(action: &'static str) -> impl FnOnce(Errno) -> Trouble {
-    move |errno| Trouble::Tree { action, source: errno.into() }
+    move |errno| Trouble::Tree {
+        action,
+        source: errno.into(),
+    }
 }
 
 /// An open directory of the tree.
@@ -73,7 +77,10 @@ impl Directory {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let descriptor = openat(at, name, flags, Mode::empty())?;
         let inode = fstat(&descriptor)?.st_ino;
-        Ok(Self { descriptor: Rc::new(descriptor), inode })
+        Ok(Self {
+            descriptor: Rc::new(descriptor),
+            inode,
+        })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -114,7 +121,10 @@ impl Tree {
     /// The tree below the existing directory `top`.
     pub(crate) fn open(top: &Path) -> Result<Self, ImageError> {
         let opened = Directory::open(AT_FDCWD, top.as_os_str());
-        Ok(Self { top: opened.map_err(ImageError::errno("open", top))?, last: None })
+        Ok(Self {
+            top: opened.map_err(ImageError::errno("open", top))?,
+            last: None,
+        })
     }
 
     /// The directory at `path`; what is missing of it is made and noted in `made`.
@@ -180,11 +190,13 @@ impl Tree {
         Ok(stack.pop())
     }
 
-    /// Sets the attributes of the top, but for its permissions, which stay private while the tree is
-    /// on the host; the root file system's maker gives its root mode 0755.
+    /// Sets the attributes of the top. What keeps the tree private is the directory that it is in.
     pub(super) fn set_root(&mut self, attributes: &Attributes) -> Result<(), Trouble> {
         let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
-        fchownat(self.top.fd(), "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH).map_err(refused("own"))
+        fchownat(self.top.fd(), "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH).map_err(refused("own"))?;
+        let mode = Mode::from_bits_truncate(attributes.mode);
+        fchmodat(self.top.fd(), ".", mode, FchmodatFlags::FollowSymlink)
+            .map_err(refused("set the permissions of"))
     }
 
     /// Makes a directory, or changes the one that is there.
@@ -215,9 +227,9 @@ impl Tree {
     ) -> Result<(), Trouble> {
         let found = parent.look(name)?;
         self.clear(parent, name, found)?;
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let opened = openat(parent.fd(), name, flags, Mode::from_bits_truncate(0o600)).map_err(refused("make"))?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let opened =
+            openat(parent.fd(), name, flags, Mode::from_bits_truncate(0o600)).map_err(refused("make"))?;
         let mut file = File::from(opened);
         copy(contents, &mut file, size)?;
         own(&file, attributes)?;
@@ -248,14 +260,24 @@ impl Tree {
     ) -> Result<(), Trouble> {
         let (last, before) = target.split_last().ok_or(EntryFault::LinkTarget)?;
         let holder = self.walk(before, None)?.ok_or(EntryFault::LinkTarget)?;
-        let source = holder.look(last)?.filter(|found| !is_directory(found)).ok_or(EntryFault::LinkTarget)?;
+        let source = holder
+            .look(last)?
+            .filter(|found| !is_directory(found))
+            .ok_or(EntryFault::LinkTarget)?;
         let found = parent.look(name)?;
         // A link to itself is there already, and clearing it would lose it.
         if found.as_ref().is_some_and(|found| found.st_ino == source.st_ino) {
             return Ok(());
         }
         self.clear(parent, name, found)?;
-        linkat(holder.fd(), last.as_os_str(), parent.fd(), name, LinkatFlags::empty()).map_err(refused("link"))
+        linkat(
+            holder.fd(),
+            last.as_os_str(),
+            parent.fd(),
+            name,
+            LinkatFlags::empty(),
+        )
+        .map_err(refused("link"))
     }
 
     /// Makes a fifo.
@@ -306,10 +328,18 @@ impl Tree {
     /// Sets directories' times; one that was removed or covered since needs none.
     pub(super) fn set_directory_times(&mut self, times: Vec<(Vec<OsString>, i64)>) {
         for (path, modified) in times {
-            let Some((name, parents)) = path.split_last() else { continue };
+            let Some((name, parents)) = path.split_last() else {
+                continue;
+            };
             if let Ok(Some(parent)) = self.walk(parents, None) {
                 let time = TimeSpec::new(modified, 0);
-                let _gone = utimensat(parent.fd(), name.as_os_str(), &time, &time, UtimensatFlags::NoFollowSymlink);
+                let _gone = utimensat(
+                    parent.fd(),
+                    name.as_os_str(),
+                    &time,
+                    &time,
+                    UtimensatFlags::NoFollowSymlink,
+                );
             }
         }
     }
@@ -385,7 +415,14 @@ fn own(file: impl AsFd, attributes: &Attributes) -> Result<(), Trouble> {
 
 fn own_unfollowed(parent: &Directory, name: &OsStr, attributes: &Attributes) -> Result<(), Trouble> {
     let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
-    fchownat(parent.fd(), name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(refused("own"))?;
+    fchownat(
+        parent.fd(),
+        name,
+        Some(uid),
+        Some(gid),
+        AtFlags::AT_SYMLINK_NOFOLLOW,
+    )
+    .map_err(refused("own"))?;
     let time = TimeSpec::new(attributes.modified, 0);
     utimensat(parent.fd(), name, &time, &time, UtimensatFlags::NoFollowSymlink)
         .map_err(refused("set the time of"))
@@ -403,7 +440,10 @@ fn copy(contents: &mut dyn Read, file: &mut File, size: u64) -> Result<(), Troub
             Err(error) => return Err(Trouble::Archive(error)),
         };
         let bytes = buffer.get(..count).unwrap_or_default();
-        io::Write::write_all(file, bytes).map_err(|source| Trouble::Tree { action: "write", source })?;
+        io::Write::write_all(file, bytes).map_err(|source| Trouble::Tree {
+            action: "write",
+            source,
+        })?;
         left = left.saturating_sub(count as u64);
     }
     Ok(())

@@ -7,8 +7,8 @@ use dormouse_model::{MonoTime, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd
 
 use super::plan::Plan;
 use super::{
-    Answer, Asker, CancelReason, Effect, Machine, Outcome, Readiness, Refusal, Removal, Request, Rest, Ticket,
-    Turn, Wanted,
+    Answer, Asker, CancelReason, Effect, Machine, Outcome, Readiness, Refusal, Removal, Request, Rest,
+    Ticket, Turn, Wanted,
 };
 
 impl Machine {
@@ -43,7 +43,9 @@ impl Machine {
 
     /// The foreground plan, if one runs.
     pub(super) fn foreground(&self) -> Option<Plan> {
-        self.course.map(|course| course.plan).filter(|plan| !plan.is_background())
+        self.course
+            .map(|course| course.plan)
+            .filter(|plan| !plan.is_background())
     }
 
     /// What an end of the workload's life, wanted or not, makes of other requests.
@@ -110,9 +112,7 @@ impl Machine {
         match (self.foreground(), &self.rest) {
             (None, Rest::Stopped) => Self::at_once(ticket, Outcome::Done, out),
             (Some(Plan::Stop), _) => self.wait_for(ticket, Wanted::Stop, Answer::AlreadySo),
-            (_, _) if self.turn == Some(Turn::Stop) => {
-                self.wait_for(ticket, Wanted::Stop, Answer::AlreadySo)
-            }
+            (_, _) if self.turn == Some(Turn::Stop) => self.wait_for(ticket, Wanted::Stop, Answer::AlreadySo),
             (None | Some(_), _) => {
                 let answer = self.wait_for(ticket, Wanted::Stop, Answer::Accepted);
                 if answer == Answer::Accepted {
@@ -277,7 +277,11 @@ impl Machine {
             return Self::at_once(ticket, Outcome::Done, out);
         }
         let under_way = self.foreground() == Some(Plan::Delete) || self.turn == Some(Turn::Delete);
-        let answer = if under_way { Answer::AlreadySo } else { Answer::Accepted };
+        let answer = if under_way {
+            Answer::AlreadySo
+        } else {
+            Answer::Accepted
+        };
         let answer = self.wait_for(ticket, Wanted::Delete, answer);
         if let Answer::Refused(_) = answer {
             return answer;

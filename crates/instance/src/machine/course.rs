@@ -53,7 +53,12 @@ impl Machine {
             | Plan::NoteReady
             | Plan::Bury => {}
         }
-        self.course = Some(Course { plan, at, wait: Wait::Retry { at: now }, failures: 0 });
+        self.course = Some(Course {
+            plan,
+            at,
+            wait: Wait::Retry { at: now },
+            failures: 0,
+        });
         self.run(now, out);
     }
 
@@ -64,7 +69,13 @@ impl Machine {
         let state = self.stop_from;
         self.settle(Wanted::Sleep, &Outcome::Sleep(SleepEnd::Refused { state }), out);
         self.settle(Wanted::Wake, &Outcome::Wake(WakeEnd::Refused { state }), out);
-        self.settle(Wanted::Start, &Outcome::Superseded { state: State::Stopped }, out);
+        self.settle(
+            Wanted::Start,
+            &Outcome::Superseded {
+                state: State::Stopped,
+            },
+            out,
+        );
     }
 
     fn before_delete(&mut self, out: &mut Vec<Effect>) {
@@ -72,10 +83,23 @@ impl Machine {
         self.ready_by = None;
         self.wake_after = None;
         self.rest = Rest::Deleting;
-        self.settle(Wanted::Sleep, &Outcome::Sleep(SleepEnd::Gone), out);
-        self.settle(Wanted::Wake, &Outcome::Wake(WakeEnd::Gone), out);
-        self.settle(Wanted::Start, &Outcome::Superseded { state: State::Deleting }, out);
-        self.settle(Wanted::Stop, &Outcome::Superseded { state: State::Deleting }, out);
+        let state = State::Deleting;
+        self.settle(Wanted::Sleep, &Outcome::Sleep(SleepEnd::Refused { state }), out);
+        self.settle(Wanted::Wake, &Outcome::Wake(WakeEnd::Refused { state }), out);
+        self.settle(
+            Wanted::Start,
+            &Outcome::Superseded {
+                state: State::Deleting,
+            },
+            out,
+        );
+        self.settle(
+            Wanted::Stop,
+            &Outcome::Superseded {
+                state: State::Deleting,
+            },
+            out,
+        );
     }
 
     /// Runs the current step, passing over those that are not needed.
@@ -89,7 +113,11 @@ impl Machine {
                 self.emit(now, kind, out);
                 return;
             }
-            self.course = Some(Course { at: course.at + 1, failures: 0, ..course });
+            self.course = Some(Course {
+                at: course.at + 1,
+                failures: 0,
+                ..course
+            });
         }
     }
 
@@ -120,7 +148,11 @@ impl Machine {
         if let Some(course) = &mut self.course {
             course.wait = Wait::Outcome { number, deadline };
         }
-        out.push(Effect::Run { number, step, deadline });
+        out.push(Effect::Run {
+            number,
+            step,
+            deadline,
+        });
     }
 
     /// The step of this kind with its parameters; `None` when what it needs does not exist.
@@ -143,7 +175,9 @@ impl Machine {
             Kind::WriteStopped => self.write(Phase::Stopped),
             Kind::WriteDeleting => self.write(Phase::Deleting),
             Kind::WriteFailed => match &self.rest {
-                Rest::Failed(reason) => self.write(Phase::Failed { reason: reason.clone() }),
+                Rest::Failed(reason) => self.write(Phase::Failed {
+                    reason: reason.clone(),
+                }),
                 Rest::Stopped | Rest::Awake | Rest::Asleep | Rest::Deleting | Rest::Gone => return None,
             },
             Kind::PrepareDisks => Step::PrepareDisks,
@@ -157,7 +191,9 @@ impl Machine {
             Kind::Pause => Step::Pause,
             Kind::Save => {
                 self.record.generation = self.record.generation.next();
-                Step::Save { generation: self.record.generation }
+                Step::Save {
+                    generation: self.record.generation,
+                }
             }
             Kind::LetGo => Step::LetGo,
             Kind::Spill => Step::Spill { image: self.image? },
@@ -187,12 +223,18 @@ impl Machine {
     }
 
     pub(super) fn step_done(&mut self, now: MonoTime, done: Done, out: &mut Vec<Effect>) {
-        let Some((course, kind)) = self.current() else { return };
+        let Some((course, kind)) = self.current() else {
+            return;
+        };
         if let Err(failure) = self.absorb(kind, done) {
             self.step_failed(now, &failure, out);
             return;
         }
-        self.course = Some(Course { at: course.at + 1, failures: 0, ..course });
+        self.course = Some(Course {
+            at: course.at + 1,
+            failures: 0,
+            ..course
+        });
         if !self.take_turn(now, out) {
             self.run(now, out);
         }
@@ -225,19 +267,29 @@ impl Machine {
             (
                 Kind::Launch | Kind::Restore | Kind::Save | Kind::Spill,
                 Done::Plain | Done::Process(_) | Done::Image(_) | Done::Traffic,
-            ) => return Err(StepFailure::Lasting { why: "the step answered something else".to_owned() }),
+            ) => {
+                return Err(StepFailure::Lasting {
+                    why: "the step answered something else".to_owned(),
+                });
+            }
             (_, _) => {}
         }
         Ok(())
     }
 
     pub(super) fn step_failed(&mut self, now: MonoTime, failure: &StepFailure, out: &mut Vec<Effect>) {
-        let Some((course, kind)) = self.current() else { return };
+        let Some((course, kind)) = self.current() else {
+            return;
+        };
         let rule = course.plan.on_failure(kind);
         match rule {
             OnFailure::Undo => self.undo(now, course.plan, kind, failure, out),
             OnFailure::Skip => {
-                self.course = Some(Course { at: course.at + 1, failures: 0, ..course });
+                self.course = Some(Course {
+                    at: course.at + 1,
+                    failures: 0,
+                    ..course
+                });
                 if !self.take_turn(now, out) {
                     self.run(now, out);
                 }
@@ -246,9 +298,17 @@ impl Machine {
             OnFailure::RetryThenFail | OnFailure::RetryThenSkip | OnFailure::RetryThenRest => {
                 let failures = course.failures + 1;
                 if failures < self.settings.limits.tries {
-                    let pause = self.settings.limits.retry_pause.saturating_mul(1 << failures.min(16));
+                    let pause = self
+                        .settings
+                        .limits
+                        .retry_pause
+                        .saturating_mul(1 << failures.min(16));
                     let wait = Wait::Retry { at: now.plus(pause) };
-                    self.course = Some(Course { wait, failures, ..course });
+                    self.course = Some(Course {
+                        wait,
+                        failures,
+                        ..course
+                    });
                     self.take_turn(now, out);
                 } else {
                     self.give_up(now, course, rule, failure, out);
@@ -272,9 +332,10 @@ impl Machine {
                 self.settle(Wanted::Delete, &Outcome::Failed { why }, out);
             }
             OnFailure::RetryThenFail => {
-                let reason = match course.plan {
-                    Plan::Unwake | Plan::Revive => FailReason::WakeFailed { why },
-                    _ => FailReason::Inconsistent { what: why },
+                let reason = if matches!(course.plan, Plan::Unwake | Plan::Revive) {
+                    FailReason::WakeFailed { why }
+                } else {
+                    FailReason::Inconsistent { what: why }
                 };
                 if matches!(self.turn, Some(Turn::Delete | Turn::Stop)) {
                     self.raise(Turn::Stop);
@@ -284,7 +345,11 @@ impl Machine {
                 }
             }
             OnFailure::RetryThenSkip | OnFailure::Undo | OnFailure::Skip | OnFailure::Abandon => {
-                self.course = Some(Course { at: course.at + 1, failures: 0, ..course });
+                self.course = Some(Course {
+                    at: course.at + 1,
+                    failures: 0,
+                    ..course
+                });
                 if !self.take_turn(now, out) {
                     self.run(now, out);
                 }
@@ -292,14 +357,7 @@ impl Machine {
         }
     }
 
-    fn undo(
-        &mut self,
-        now: MonoTime,
-        plan: Plan,
-        kind: Kind,
-        failure: &StepFailure,
-        out: &mut Vec<Effect>,
-    ) {
+    fn undo(&mut self, now: MonoTime, plan: Plan, kind: Kind, failure: &StepFailure, out: &mut Vec<Effect>) {
         let why = failure.why().to_owned();
         if self.turn == Some(Turn::Delete) {
             self.take_turn(now, out);
@@ -308,9 +366,10 @@ impl Machine {
         match plan {
             Plan::Sleep => {
                 self.write_unknown = kind == Kind::Commit;
-                self.undone = match self.turn {
-                    Some(Turn::Interrupt(_)) => SleepEnd::Interrupted,
-                    _ => SleepEnd::Failed { why },
+                self.undone = if matches!(self.turn, Some(Turn::Interrupt(_))) {
+                    SleepEnd::Interrupted
+                } else {
+                    SleepEnd::Failed { why }
                 };
                 self.begin_unsleep(now, out);
             }
@@ -327,10 +386,8 @@ impl Machine {
                 self.settle(Wanted::Start, &Outcome::Failed { why }, out);
                 self.begin_stop(now, out);
             }
-            Plan::Start => match self.turn {
-                Some(Turn::Stop) => self.begin_stop(now, out),
-                _ => self.bury(now, FailReason::StartFailed { why }, out),
-            },
+            Plan::Start if self.turn == Some(Turn::Stop) => self.begin_stop(now, out),
+            Plan::Start => self.bury(now, FailReason::StartFailed { why }, out),
             // No other plan's failures are undone.
             Plan::Unsleep
             | Plan::LetGo
@@ -376,7 +433,10 @@ impl Machine {
     pub(super) fn settle(&mut self, wanted: Wanted, outcome: &Outcome, out: &mut Vec<Effect>) {
         self.waiters.retain(|(ticket, waits_for)| {
             if *waits_for == wanted {
-                out.push(Effect::Ended { ticket: *ticket, outcome: outcome.clone() });
+                out.push(Effect::Ended {
+                    ticket: *ticket,
+                    outcome: outcome.clone(),
+                });
             }
             *waits_for != wanted
         });
@@ -390,8 +450,12 @@ impl Machine {
             return;
         }
         let before = self.published.0;
-        if !before.may_become(state) && before.may_become(State::Running) && State::Running.may_become(state) {
-            out.push(Effect::Publish { state: State::Running, reason: None });
+        if !before.may_become(state) && before.may_become(State::Running) && State::Running.may_become(state)
+        {
+            out.push(Effect::Publish {
+                state: State::Running,
+                reason: None,
+            });
         }
         self.published = (state, reason.clone());
         out.push(Effect::Publish { state, reason });

@@ -275,7 +275,8 @@ pub enum Step {
     Write(Record),
     /// Make the writable disk.
     PrepareDisks,
-    /// Make the workload's link: routes to the parking device, nothing open.
+    /// Make the workload's link: routes to the parking device, nothing open. A link that is there
+    /// already, with what is parked, is taken over as it is, open or shut.
     AttachLink,
     /// Make the tap that lives as long as somebody holds its descriptor.
     MakeTap,

@@ -19,8 +19,8 @@
 //!      ├──────────────── Standby ◀────────────│ process and tap end │
 //!                         ▲  │ wake           └─────────────────────┘
 //!         ┌─ Unwake ─┐    │  ▼
-//!         │ let go,  │────┘ ┌───────── Wake ──────────┐  no way back   ┌──── Revive ───┐
-//!         │ (record) │◀─────│ tap, restore, CONSUMED  │───────────────▶│ resume, open  │──▶ Running
+//!         │ (record),│────┘ ┌───────── Wake ──────────┐  no way back   ┌──── Revive ───┐
+//!         │ let go   │◀─────│ tap, restore, CONSUMED  │───────────────▶│ resume, open  │──▶ Running
 //!         └──────────┘      └─────────────────────────┘                └───────────────┘
 //! ```
 //!
@@ -258,7 +258,11 @@ impl Machine {
         out: &mut Vec<Effect>,
     ) -> Self {
         let decision = adoption::decide(&record, facts);
-        let mut machine = Self { record, dirty: true, ..Self::new(settings) };
+        let mut machine = Self {
+            record,
+            dirty: true,
+            ..Self::new(settings)
+        };
         match decision {
             // What a life that ended may have left goes; nothing is written when nothing changed.
             Decision::Rest => machine.begin_at(now, Plan::Stop, 1, out),
@@ -382,9 +386,9 @@ impl Machine {
     /// Why it is `Failed`; `None` in every other state.
     #[must_use]
     pub fn fail_reason(&self) -> Option<&FailReason> {
-        match (&self.rest, self.state()) {
-            (Rest::Failed(reason), State::Failed) => Some(reason),
-            _ => None,
+        match &self.rest {
+            Rest::Failed(reason) => Some(reason).filter(|_| self.state() == State::Failed),
+            Rest::Stopped | Rest::Awake | Rest::Asleep | Rest::Deleting | Rest::Gone => None,
         }
     }
 

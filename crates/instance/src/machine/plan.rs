@@ -120,11 +120,14 @@ impl Plan {
             // The record first: after a commit of unknown outcome it may say `Standby`.
             Self::Unsleep => &[Kind::WriteRunning, Kind::Resume, Kind::Open],
             Self::LetGo => let_go_steps(),
-            Self::Readopt => &[Kind::Resume, Kind::Open],
-            Self::Leftover => &[Kind::LetGo],
+            // The link outlives a daemon but not a reboot; a link that is there is left as it is.
+            Self::Readopt => &[Kind::AttachLink, Kind::Resume, Kind::Open],
+            Self::Leftover => &[Kind::LetGo, Kind::AttachLink],
             Self::Spill => &[Kind::Spill, Kind::WriteSpilled, Kind::DropResident],
             Self::Wake => wake_steps(),
-            Self::Unwake => &[Kind::LetGo, Kind::UnmarkConsumed],
+            // The record first again: a crash between the two finds a sleeper with a leftover process,
+            // not a process that ended.
+            Self::Unwake => &[Kind::UnmarkConsumed, Kind::LetGo],
             Self::Revive => revive_steps(),
             Self::Greet => &[Kind::Greet],
             Self::NoteReady => &[Kind::WriteRunning],
@@ -136,9 +139,12 @@ impl Plan {
                 Kind::DropMemory,
                 Kind::WriteStopped,
             ],
-            Self::Bury => {
-                &[Kind::WriteFailed, Kind::EndProcess, Kind::ReleaseLink, Kind::DropMemory]
-            }
+            Self::Bury => &[
+                Kind::WriteFailed,
+                Kind::EndProcess,
+                Kind::ReleaseLink,
+                Kind::DropMemory,
+            ],
             Self::Delete => delete_steps(),
         }
     }
@@ -166,12 +172,9 @@ impl Plan {
     pub(super) const fn on_failure(self, step: Kind) -> OnFailure {
         match self {
             Self::Start | Self::Sleep | Self::Wake => OnFailure::Undo,
-            Self::Unsleep
-            | Self::LetGo
-            | Self::Unwake
-            | Self::Revive
-            | Self::Readopt
-            | Self::Leftover => OnFailure::RetryThenFail,
+            Self::Unsleep | Self::LetGo | Self::Unwake | Self::Revive | Self::Readopt | Self::Leftover => {
+                OnFailure::RetryThenFail
+            }
             Self::Spill | Self::Greet | Self::NoteReady => OnFailure::Abandon,
             // The kill comes next.
             Self::Stop | Self::Delete if matches!(step, Kind::Shutdown) => OnFailure::Skip,
@@ -185,9 +188,24 @@ impl Plan {
 fn sleep_steps() -> &'static [Kind] {
     // Planted: the process is let go first and the record follows.
     if planted(Plant::RecordAfterEffect) {
-        return &[Kind::Shut, Kind::Drain, Kind::Prove, Kind::Pause, Kind::Save, Kind::LetGo, Kind::Commit];
+        return &[
+            Kind::Shut,
+            Kind::Drain,
+            Kind::Prove,
+            Kind::Pause,
+            Kind::Save,
+            Kind::LetGo,
+            Kind::Commit,
+        ];
     }
-    &[Kind::Shut, Kind::Drain, Kind::Prove, Kind::Pause, Kind::Save, Kind::Commit]
+    &[
+        Kind::Shut,
+        Kind::Drain,
+        Kind::Prove,
+        Kind::Pause,
+        Kind::Save,
+        Kind::Commit,
+    ]
 }
 
 fn let_go_steps() -> &'static [Kind] {

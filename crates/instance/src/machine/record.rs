@@ -96,5 +96,8 @@ pub struct Record {
 
 impl Record {
     /// The record of a workload that has never run.
-    pub const NEW: Self = Self { phase: Phase::Stopped, generation: Generation(0) };
+    pub const NEW: Self = Self {
+        phase: Phase::Stopped,
+        generation: Generation(0),
+    };
 }

@@ -53,8 +53,16 @@ impl Machine {
         self.ready_by = None;
         self.wake_after = None;
         self.dirty = true;
-        self.settle(Wanted::Sleep, &Outcome::Sleep(SleepEnd::Refused { state: State::Failed }), out);
-        self.settle(Wanted::Wake, &Outcome::Wake(WakeEnd::Failed { why: why.clone() }), out);
+        self.settle(
+            Wanted::Sleep,
+            &Outcome::Sleep(SleepEnd::Refused { state: State::Failed }),
+            out,
+        );
+        self.settle(
+            Wanted::Wake,
+            &Outcome::Wake(WakeEnd::Failed { why: why.clone() }),
+            out,
+        );
         self.settle(Wanted::Start, &Outcome::Failed { why: why.clone() }, out);
         if !stop_wanted {
             self.settle(Wanted::Stop, &Outcome::Failed { why }, out);
@@ -85,16 +93,22 @@ impl Machine {
 
     /// At a step boundary, or at rest: goes where the turn says, if it can be taken here.
     pub(super) fn take_turn(&mut self, now: MonoTime, out: &mut Vec<Effect>) -> bool {
-        let Some(turn) = self.turn.clone() else { return false };
+        let Some(turn) = self.turn.clone() else {
+            return false;
+        };
         let foreground = self.foreground();
         let before_commit = foreground == Some(Plan::Sleep)
-            && self.course.is_some_and(|course| course.at < course.plan.steps().len());
+            && self
+                .course
+                .is_some_and(|course| course.at < course.plan.steps().len());
         match turn {
             Turn::Delete => self.begin(now, Plan::Delete, out),
             Turn::Stop => match foreground {
                 None | Some(Plan::Start | Plan::Readopt | Plan::Leftover) => self.begin_stop(now, out),
                 Some(Plan::Sleep) if before_commit => {
-                    self.undone = SleepEnd::Refused { state: State::Stopping };
+                    self.undone = SleepEnd::Refused {
+                        state: State::Stopping,
+                    };
                     self.begin_unsleep(now, out);
                 }
                 Some(_) => return false,
@@ -129,9 +143,10 @@ impl Machine {
 
     /// After a plan gave up: what is wanted of a workload in an unknown condition is its end.
     pub(super) fn take_turn_anyway(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
-        match self.turn {
-            Some(Turn::Delete) => self.begin(now, Plan::Delete, out),
-            _ => self.begin_stop(now, out),
+        if self.turn == Some(Turn::Delete) {
+            self.begin(now, Plan::Delete, out);
+        } else {
+            self.begin_stop(now, out);
         }
     }
 
@@ -193,7 +208,8 @@ impl Machine {
         match (plan, self.readiness) {
             (Plan::Revive, _) => self.begin(now, Plan::Greet, out),
             (Plan::Start, Readiness::Ready) => self.begin(now, Plan::NoteReady, out),
-            (_, _) => {}
+            // Nothing is new to anybody.
+            (_, Readiness::Ready | Readiness::Booting) => {}
         }
     }
 
@@ -217,7 +233,9 @@ impl Machine {
         if self.wake_after.is_some() {
             return self.begin(now, Plan::Wake, out);
         }
-        let resident = self.image.is_some_and(|image| matches!(image.kept, Kept::Resident { .. }));
+        let resident = self
+            .image
+            .is_some_and(|image| matches!(image.kept, Kept::Resident { .. }));
         if resident && self.settings.spill == SpillPolicy::Spill {
             self.begin(now, Plan::Spill, out);
         }
@@ -236,17 +254,21 @@ impl Machine {
         };
         let turn = match self.current() {
             Some((course, kind)) => match course.plan {
-                Plan::Start => Turn::Fail(FailReason::StartFailed { why: format!("the process ended: {text}") }),
+                Plan::Start => Turn::Fail(FailReason::StartFailed {
+                    why: format!("the process ended: {text}"),
+                }),
                 // State and memory are complete: the process is not needed any more.
                 Plan::Sleep if matches!(kind, Kind::Commit | Kind::LetGo) => return,
                 Plan::Sleep | Plan::Unsleep | Plan::Readopt | Plan::Greet | Plan::NoteReady => ended,
                 Plan::Wake => Turn::Unwake(format!("the process ended: {text}")),
-                Plan::Revive => match ended {
-                    Turn::PoweredOff => Turn::PoweredOff,
-                    _ => Turn::Fail(FailReason::WakeFailed { why: format!("the process ended: {text}") }),
-                },
+                Plan::Revive if ended == Turn::PoweredOff => ended,
+                Plan::Revive => Turn::Fail(FailReason::WakeFailed {
+                    why: format!("the process ended: {text}"),
+                }),
                 // It was to end.
-                Plan::LetGo | Plan::Leftover | Plan::Unwake | Plan::Stop | Plan::Bury | Plan::Delete => return,
+                Plan::LetGo | Plan::Leftover | Plan::Unwake | Plan::Stop | Plan::Bury | Plan::Delete => {
+                    return;
+                }
                 Plan::Spill => return,
             },
             None => match self.rest {

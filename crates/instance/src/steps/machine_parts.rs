@@ -2,12 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
 use dormouse_hypervisor::{BootPart, Deadline, DiskPart, LaunchSpec, Parts, RamPart, SocketPart};
+use dormouse_keeper::HeldKind;
 use dormouse_model::Generation;
 use dormouse_sys::pidfd::PidFd;
 use dormouse_sys::spawn::Identity;
@@ -68,7 +69,8 @@ impl StepContext {
             .await
             .map_err(|error| failure(&error))?;
         let vm = Arc::from(vm);
-        Ok((Done::Process(super::identity_of(process(&vm))), Change::Started { vm, ram }))
+        self.hold_process(&vm).await;
+        Ok((Done::Process(super::identity_of(vm.process())), Change::Started { vm, ram }))
     }
 
     /// Loads `image` into a new process; the guest stays paused.
@@ -94,7 +96,8 @@ impl StepContext {
             .await
             .map_err(|error| failure(&error))?;
         let vm = Arc::from(vm);
-        Ok((Done::Process(super::identity_of(process(&vm))), Change::Restored { vm, ram }))
+        self.hold_process(&vm).await;
+        Ok((Done::Process(super::identity_of(vm.process())), Change::Restored { vm, ram }))
     }
 
     /// The state file of a generation, if its hash is the recorded one.
@@ -140,7 +143,20 @@ impl StepContext {
             log: open_log(&layout.vmm_log(id))?.into(),
             identity: Some(Identity { uid, gid: uid }),
             cgroups: vec![entrance.into()],
+            namespaces: vec![self.vmm_namespace()?],
         })
+    }
+
+    fn vmm_namespace(&self) -> Result<OwnedFd, StepFailure> {
+        let namespace = self.rooms.vmm_namespace.as_fd().try_clone_to_owned();
+        namespace.map_err(|error| file_failure("duplicating", Path::new("network namespace"), &error))
+    }
+
+    /// Has the keeper watch a new VMM, so that a later daemon learns how it ended.
+    async fn hold_process(&self, vm: &Arc<dyn dormouse_hypervisor::Vm>) {
+        if let Ok(process) = PidFd::open(vm.process().pid) {
+            self.hold("process", HeldKind::Process, process.into_descriptor()).await;
+        }
     }
 
     /// Ends the process and drops the tap. Whatever else sits in the instance's group is ended too:
@@ -155,15 +171,12 @@ impl StepContext {
         if !members.is_empty() {
             end_members(&group, &members).await?;
         }
+        self.let_keeper_go().await;
         if let Some(link) = &self.parts.link {
             link.drop_tap().await.map_err(|error| failure(&error))?;
         }
         Ok((Done::Plain, Change::LetGo))
     }
-}
-
-fn process(vm: &Arc<dyn dormouse_hypervisor::Vm>) -> &dormouse_hypervisor::ProcessIdentity {
-    vm.process()
 }
 
 fn open(path: &Path) -> Result<OwnedFd, StepFailure> {

@@ -1437,7 +1437,7 @@ pub struct Instance {
     /// before the first wake.
     #[prost(double, optional, tag = "24")]
     pub last_wake_ms: ::core::option::Option<f64>,
-    /// Milliseconds from the request of the last standby to its durable commit; unset before the
+    /// Milliseconds from the request of the last standby until its process was gone; unset before the
     /// first.
     #[prost(double, optional, tag = "25")]
     pub last_standby_ms: ::core::option::Option<f64>,
@@ -1474,6 +1474,10 @@ pub struct Instance {
     /// Changes whenever the instance does; sent back to change only what was seen.
     #[prost(string, tag = "36")]
     pub etag: ::prost::alloc::string::String,
+    /// Milliseconds from the request of the last standby to the record of it on disk; unset before the
+    /// first. last_standby_ms goes on until the process is gone.
+    #[prost(double, optional, tag = "37")]
+    pub last_commit_ms: ::core::option::Option<f64>,
 }
 /// Request of CreateInstance.
 #[allow(clippy::all)]

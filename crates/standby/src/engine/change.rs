@@ -71,6 +71,7 @@ impl Engine {
         let Some(workload) = self.roster.get_mut(place) else {
             return;
         };
+        let could_sleep = workload.can_ever_sleep();
         let before = std::mem::replace(&mut workload.view, view);
         let state = std::mem::replace(&mut workload.view.state, before.state);
         let after = workload.view.addresses;
@@ -88,7 +89,8 @@ impl Engine {
             }
             workload.flows.clear();
         }
-        if workload.idle.is_none() {
+        // Nobody counted while it could not sleep.
+        if workload.idle.is_none() || (!could_sleep && workload.can_ever_sleep()) {
             workload.restart_countdown(turn.now, turn.wall);
         }
         if before.addresses != after {
@@ -134,13 +136,15 @@ impl Engine {
             // It was not running: one whole idle timeout for whoever it runs for now.
             workload.restart_countdown(turn.now, turn.wall);
         }
-        if !workload::keeps_hold(state) {
+        // One that is past means nothing more, and one that stands is the reason of a wake to come.
+        let stands = workload::runs(state) || workload.hold.is_some_and(|hold| hold.mono > turn.now);
+        if !workload::keeps_hold(state) || !stands {
             workload.hold = None;
         }
         match &mut workload.act {
             Act::Sleeping { seen_asleep, .. } => *seen_asleep |= state == State::Standby,
             Act::Waking { seen_awake, .. } => {
-                *seen_awake |= matches!(state, State::Running | State::Initializing);
+                *seen_awake |= workload::is_awake(state);
             }
             Act::WakeQueued { .. } | Act::WakeBackoff { .. } if !workload::sleeps(state) => {
                 // Somebody else moves it. If it ends up asleep again the packet still waits.

@@ -47,7 +47,7 @@ impl Engine {
         match knock {
             Knock::Inbound => {
                 workload.last_inbound = Some(turn.wall);
-                if going || workload.view.state == State::Sleeping {
+                if going || workload.is_put_to_sleep() || workload.view.state == State::Sleeping {
                     workload.replies = Replies::default();
                     workload.restart_countdown(turn.now, turn.wall);
                 }
@@ -65,6 +65,10 @@ impl Engine {
         };
         match workload.act {
             Act::Sleeping { .. } => workload.kept = workload.kept.or(Some(cause)),
+            // It was woken and fell asleep again before the end of that wake was told: not this wake's.
+            Act::Waking { seen_awake: true, .. } if !workload::is_awake(workload.view.state) => {
+                workload.kept = workload.kept.or(Some(cause));
+            }
             Act::WakeQueued { .. } | Act::Waking { .. } | Act::WakeBackoff { .. } => {
                 self.counters.knocks_while_waking += 1;
                 if planted(Plant::DoubleWake) {

@@ -17,20 +17,20 @@ use dormouse_standby::{
 };
 
 /// The idle timeout of workloads that do not say otherwise.
-pub const TIMEOUT: Duration = Duration::from_secs(300);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Seconds as a duration.
-pub const fn secs(count: u64) -> Duration {
+pub(crate) const fn secs(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
 /// The id of the workload that tests call `number`.
-pub const fn id(number: u8) -> WorkloadId {
+pub(crate) const fn id(number: u8) -> WorkloadId {
     WorkloadId::from_bits(number as u128)
 }
 
 /// Its addresses: 10.0.0.number and fd00::number.
-pub const fn addresses(number: u8) -> Addresses {
+pub(crate) const fn addresses(number: u8) -> Addresses {
     Addresses {
         ipv4: Ipv4Addr::new(10, 0, 0, number),
         ipv6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number as u16),
@@ -39,12 +39,12 @@ pub const fn addresses(number: u8) -> Addresses {
 }
 
 /// A policy that ignores nothing.
-pub fn policy(idle_timeout: Duration) -> PolicySetting {
+pub(crate) fn policy(idle_timeout: Duration) -> PolicySetting {
     PolicySetting::Enabled(StandbyPolicy::new(idle_timeout, Vec::new(), Vec::new()).unwrap())
 }
 
 /// The workload `number`, running, able to sleep, with a policy of [`TIMEOUT`].
-pub fn view(number: u8) -> WorkloadView {
+pub(crate) fn view(number: u8) -> WorkloadView {
     WorkloadView {
         id: id(number),
         state: State::Running,
@@ -55,7 +55,7 @@ pub fn view(number: u8) -> WorkloadView {
 }
 
 /// The same in another state.
-pub fn view_in(number: u8, state: State) -> WorkloadView {
+pub(crate) fn view_in(number: u8, state: State) -> WorkloadView {
     WorkloadView {
         state,
         ..view(number)
@@ -63,7 +63,7 @@ pub fn view_in(number: u8, state: State) -> WorkloadView {
 }
 
 /// A TCP flow from a client's `port` to port 80 of the workload `number`.
-pub fn tcp(number: u8, port: u16, state: TcpState) -> Flow {
+pub(crate) fn tcp(number: u8, port: u16, state: TcpState) -> Flow {
     let guest = IpAddr::V4(addresses(number).ipv4);
     let key = FlowKey {
         protocol: Protocol::Tcp,
@@ -82,29 +82,29 @@ pub fn tcp(number: u8, port: u16, state: TcpState) -> Flow {
 }
 
 /// An established one.
-pub fn open(number: u8, port: u16) -> Flow {
+pub(crate) fn open(number: u8, port: u16) -> Flow {
     tcp(number, port, TcpState::ESTABLISHED)
 }
 
 /// An engine and the time.
-pub struct World {
-    pub engine: Engine,
-    pub now: MonoTime,
-    pub wall: WallTime,
+pub(crate) struct World {
+    pub(crate) engine: Engine,
+    pub(crate) now: MonoTime,
+    pub(crate) wall: WallTime,
     epoch: Epoch,
 }
 
 impl World {
     /// An engine with default settings, 100,000 s after boot, blind. It asks for a listing of its own
     /// accord only once a day, so that tests see the requests that they bring about.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(Config {
             resync_interval: secs(86_400),
             ..Config::default()
         })
     }
 
-    pub fn with(config: Config) -> Self {
+    pub(crate) fn with(config: Config) -> Self {
         Self {
             engine: Engine::new(config),
             now: MonoTime::from_boot(secs(100_000)),
@@ -115,7 +115,7 @@ impl World {
     }
 
     /// An engine in sight of one idle running workload, number 1, whose countdown has just begun.
-    pub fn watching_one() -> Self {
+    pub(crate) fn watching_one() -> Self {
         let mut world = Self::new();
         world.add(view(1));
         world.sync(&[]);
@@ -123,43 +123,43 @@ impl World {
     }
 
     /// The wall clock `ago` before now.
-    pub fn wall_before(&self, ago: Duration) -> WallTime {
+    pub(crate) fn wall_before(&self, ago: Duration) -> WallTime {
         WallTime::from_unix_nanos(self.wall.unix_nanos() - u64::try_from(ago.as_nanos()).unwrap())
     }
 
     /// The wall clock `ahead` after now.
-    pub fn wall_after(&self, ahead: Duration) -> WallTime {
+    pub(crate) fn wall_after(&self, ahead: Duration) -> WallTime {
         WallTime::from_unix_nanos(self.wall.unix_nanos() + u64::try_from(ahead.as_nanos()).unwrap())
     }
 
     /// Hands in one input; what it brought about.
-    pub fn give(&mut self, input: Input) -> Vec<Effect> {
+    pub(crate) fn give(&mut self, input: Input) -> Vec<Effect> {
         let mut out = Vec::new();
         self.engine.handle(self.now, self.wall, input, &mut out);
         out
     }
 
-    pub fn observe(&mut self, observation: Observation) -> Vec<Effect> {
+    pub(crate) fn observe(&mut self, observation: Observation) -> Vec<Effect> {
         self.give(Input::Observed(observation))
     }
 
-    pub fn add(&mut self, view: WorkloadView) -> Vec<Effect> {
+    pub(crate) fn add(&mut self, view: WorkloadView) -> Vec<Effect> {
         self.give(Input::WorkloadChanged { view, record: None })
     }
 
-    pub fn add_recorded(&mut self, view: WorkloadView, record: IdleRecord) -> Vec<Effect> {
+    pub(crate) fn add_recorded(&mut self, view: WorkloadView, record: IdleRecord) -> Vec<Effect> {
         self.give(Input::WorkloadChanged {
             view,
             record: Some(record),
         })
     }
 
-    pub fn state(&mut self, number: u8, state: State) -> Vec<Effect> {
+    pub(crate) fn state(&mut self, number: u8, state: State) -> Vec<Effect> {
         self.add(view_in(number, state))
     }
 
     /// A whole listing.
-    pub fn sync(&mut self, flows: &[Flow]) -> Vec<Effect> {
+    pub(crate) fn sync(&mut self, flows: &[Flow]) -> Vec<Effect> {
         self.epoch = self.epoch.next();
         let epoch = self.epoch;
         let mut out = self.observe(Observation::SyncBegan { epoch });
@@ -170,30 +170,30 @@ impl World {
         out
     }
 
-    pub fn lose_sight(&mut self, reason: SightLoss) -> Vec<Effect> {
+    pub(crate) fn lose_sight(&mut self, reason: SightLoss) -> Vec<Effect> {
         self.observe(Observation::SightLost { reason })
     }
 
-    pub fn opened(&mut self, flow: Flow) -> Vec<Effect> {
+    pub(crate) fn opened(&mut self, flow: Flow) -> Vec<Effect> {
         self.observe(Observation::FlowOpened(flow))
     }
 
-    pub fn changed(&mut self, flow: Flow) -> Vec<Effect> {
+    pub(crate) fn changed(&mut self, flow: Flow) -> Vec<Effect> {
         self.observe(Observation::FlowChanged(flow))
     }
 
-    pub fn closed(&mut self, flow: Flow) -> Vec<Effect> {
+    pub(crate) fn closed(&mut self, flow: Flow) -> Vec<Effect> {
         self.observe(Observation::FlowClosed(flow.key))
     }
 
-    pub fn knock(&mut self, number: u8) -> Vec<Effect> {
+    pub(crate) fn knock(&mut self, number: u8) -> Vec<Effect> {
         self.give(Input::Knocked {
             id: id(number),
             knock: Knock::Inbound,
         })
     }
 
-    pub fn confirmed(&mut self, number: u8, attempt: Attempt, answer: ConfirmAnswer) -> Vec<Effect> {
+    pub(crate) fn confirmed(&mut self, number: u8, attempt: Attempt, answer: ConfirmAnswer) -> Vec<Effect> {
         self.give(Input::IdleConfirmed {
             id: id(number),
             attempt,
@@ -201,7 +201,7 @@ impl World {
         })
     }
 
-    pub fn sleep_ended(&mut self, number: u8, attempt: Attempt, end: SleepEnd) -> Vec<Effect> {
+    pub(crate) fn sleep_ended(&mut self, number: u8, attempt: Attempt, end: SleepEnd) -> Vec<Effect> {
         self.give(Input::SleepEnded {
             id: id(number),
             attempt,
@@ -209,7 +209,7 @@ impl World {
         })
     }
 
-    pub fn wake_ended(&mut self, number: u8, attempt: Attempt, end: WakeEnd) -> Vec<Effect> {
+    pub(crate) fn wake_ended(&mut self, number: u8, attempt: Attempt, end: WakeEnd) -> Vec<Effect> {
         self.give(Input::WakeEnded {
             id: id(number),
             attempt,
@@ -218,7 +218,7 @@ impl World {
     }
 
     /// Lets `time` pass. Deadlines on the way are reached at their time, and late by nothing.
-    pub fn pass(&mut self, time: Duration) -> Vec<Effect> {
+    pub(crate) fn pass(&mut self, time: Duration) -> Vec<Effect> {
         let end = self.now.plus(time);
         let mut out = Vec::new();
         while let Some(at) = self.engine.next_deadline().filter(|at| *at <= end) {
@@ -240,20 +240,20 @@ impl World {
         self.wall = self.wall_after(step);
     }
 
-    pub fn status(&self, number: u8) -> StatusSnapshot {
+    pub(crate) fn status(&self, number: u8) -> StatusSnapshot {
         self.engine
             .status(id(number), self.now, self.wall)
             .expect("the workload is known")
     }
 
     /// Asserts the status and its reason.
-    pub fn check(&self, number: u8, status: Status, reason: Reason) {
+    pub(crate) fn check(&self, number: u8, status: Status, reason: Reason) {
         let said = self.status(number);
         assert_eq!((said.status, said.reason), (status, reason), "{said:?}");
     }
 
     /// Lets the rest of the countdown pass; the attempt of the confirm that follows.
-    pub fn until_confirm(&mut self, number: u8) -> Attempt {
+    pub(crate) fn until_confirm(&mut self, number: u8) -> Attempt {
         let left = self
             .status(number)
             .countdown_remaining
@@ -263,7 +263,7 @@ impl World {
     }
 
     /// Lets the rest of the countdown pass and confirms; the attempt of the sleep that follows.
-    pub fn until_sleep(&mut self, number: u8) -> Attempt {
+    pub(crate) fn until_sleep(&mut self, number: u8) -> Attempt {
         let attempt = self.until_confirm(number);
         let effects = self.confirmed(number, attempt, ConfirmAnswer::Idle);
         assert_eq!(sleep_of(&effects, number), Some(attempt), "{effects:?}");
@@ -271,7 +271,7 @@ impl World {
     }
 
     /// The same, and the sleep commits.
-    pub fn until_asleep(&mut self, number: u8) {
+    pub(crate) fn until_asleep(&mut self, number: u8) {
         let attempt = self.until_sleep(number);
         self.state(number, State::Sleeping);
         self.state(number, State::Standby);
@@ -281,7 +281,7 @@ impl World {
 }
 
 /// The attempt of the confirm of `number` among `effects`.
-pub fn confirm_of(effects: &[Effect], number: u8) -> Option<Attempt> {
+pub(crate) fn confirm_of(effects: &[Effect], number: u8) -> Option<Attempt> {
     effects.iter().find_map(|effect| match effect {
         Effect::ConfirmIdle { id: who, attempt } if *who == id(number) => Some(*attempt),
         _ => None,
@@ -289,7 +289,7 @@ pub fn confirm_of(effects: &[Effect], number: u8) -> Option<Attempt> {
 }
 
 /// The attempt of the sleep of `number` among `effects`.
-pub fn sleep_of(effects: &[Effect], number: u8) -> Option<Attempt> {
+pub(crate) fn sleep_of(effects: &[Effect], number: u8) -> Option<Attempt> {
     effects.iter().find_map(|effect| match effect {
         Effect::RequestSleep { id: who, attempt } if *who == id(number) => Some(*attempt),
         _ => None,
@@ -297,7 +297,7 @@ pub fn sleep_of(effects: &[Effect], number: u8) -> Option<Attempt> {
 }
 
 /// The attempt of the wake of `number` among `effects`.
-pub fn wake_of(effects: &[Effect], number: u8) -> Option<Attempt> {
+pub(crate) fn wake_of(effects: &[Effect], number: u8) -> Option<Attempt> {
     effects.iter().find_map(|effect| match effect {
         Effect::RequestWake { id: who, attempt, .. } if *who == id(number) => Some(*attempt),
         _ => None,
@@ -305,7 +305,7 @@ pub fn wake_of(effects: &[Effect], number: u8) -> Option<Attempt> {
 }
 
 /// Why the sleep of `number` is taken back among `effects`.
-pub fn cancel_of(effects: &[Effect], number: u8) -> Option<CancelWhy> {
+pub(crate) fn cancel_of(effects: &[Effect], number: u8) -> Option<CancelWhy> {
     effects.iter().find_map(|effect| match effect {
         Effect::CancelSleep { id: who, why, .. } if *who == id(number) => Some(*why),
         _ => None,
@@ -313,7 +313,7 @@ pub fn cancel_of(effects: &[Effect], number: u8) -> Option<CancelWhy> {
 }
 
 /// The records of `number` among `effects`, with their attempts.
-pub fn records_of(effects: &[Effect], number: u8) -> Vec<(Attempt, Option<IdleRecord>)> {
+pub(crate) fn records_of(effects: &[Effect], number: u8) -> Vec<(Attempt, Option<IdleRecord>)> {
     let record = |effect: &Effect| match effect {
         Effect::RecordIdle {
             id: who,
@@ -326,7 +326,7 @@ pub fn records_of(effects: &[Effect], number: u8) -> Vec<(Attempt, Option<IdleRe
 }
 
 /// The last record of `number` among `effects`; panics without one.
-pub fn last_record(effects: &[Effect], number: u8) -> Option<IdleRecord> {
+pub(crate) fn last_record(effects: &[Effect], number: u8) -> Option<IdleRecord> {
     records_of(effects, number)
         .last()
         .unwrap_or_else(|| panic!("no record in {effects:?}"))

@@ -23,14 +23,16 @@ pub enum Step {
     Reset = 1,
     /// Writing itself into a `cgroup.procs` file.
     JoinCgroup = 2,
+    /// Entering a namespace.
+    EnterNamespace = 3,
     /// Placing descriptors and closing all others.
-    PlaceDescriptors = 3,
+    PlaceDescriptors = 4,
     /// Giving up capabilities, groups and user.
-    DropRights = 4,
+    DropRights = 5,
     /// Installing the filter of system calls.
-    Filter = 5,
+    Filter = 6,
     /// Loading the program.
-    Execute = 6,
+    Execute = 7,
 }
 
 impl Step {
@@ -39,9 +41,10 @@ impl Step {
         match number {
             1 => Self::Reset,
             2 => Self::JoinCgroup,
-            3 => Self::PlaceDescriptors,
-            4 => Self::DropRights,
-            5 => Self::Filter,
+            3 => Self::EnterNamespace,
+            4 => Self::PlaceDescriptors,
+            5 => Self::DropRights,
+            6 => Self::Filter,
             _ => Self::Execute,
         }
     }
@@ -52,6 +55,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Self::Reset => "reset signals and session",
             Self::JoinCgroup => "join the cgroup",
+            Self::EnterNamespace => "enter a namespace",
             Self::PlaceDescriptors => "place descriptors",
             Self::DropRights => "drop rights",
             Self::Filter => "install the system call filter",
@@ -68,6 +72,7 @@ pub(super) struct Plan<'a> {
     /// From the parent's numbers: /dev/null, output, output, then the program's own.
     sources: Vec<RawFd>,
     cgroups: Vec<RawFd>,
+    namespaces: Vec<RawFd>,
     report: RawFd,
     identity: Option<Identity>,
     groups: &'a [u32],
@@ -93,6 +98,7 @@ impl<'a> Plan<'a> {
             environment: terminated(program.environment),
             sources: [null, output, output].into_iter().chain(own).collect(),
             cgroups: program.cgroups.iter().map(AsRawFd::as_raw_fd).collect(),
+            namespaces: program.namespaces.iter().map(AsRawFd::as_raw_fd).collect(),
             report,
             identity: program.identity,
             groups: program.groups,
@@ -133,9 +139,10 @@ type Act = fn(&Plan<'_>) -> Result<(), i32>;
 
 /// Returns only when a step failed.
 fn prepare_and_execute(plan: &Plan<'_>) -> (Step, i32) {
-    let steps: [(Step, Act); 6] = [
+    let steps: [(Step, Act); 7] = [
         (Step::Reset, reset),
         (Step::JoinCgroup, join_cgroups),
+        (Step::EnterNamespace, enter_namespaces),
         (Step::PlaceDescriptors, place_descriptors),
         (Step::DropRights, drop_rights),
         (Step::Filter, install_filter),
@@ -221,6 +228,14 @@ fn join_cgroups(plan: &Plan<'_>) -> Result<(), i32> {
     Ok(())
 }
 
+fn enter_namespaces(plan: &Plan<'_>) -> Result<(), i32> {
+    for &namespace in &plan.namespaces {
+        // SAFETY: integers; the descriptor says which kind of namespace it is.
+        unsafe { system_call(libc::SYS_setns, [fd(namespace), 0, 0, 0, 0]) }?;
+    }
+    Ok(())
+}
+
 /// The most descriptors that a program is given.
 pub(super) const MAX_DESCRIPTORS: usize = 64;
 
@@ -262,7 +277,12 @@ fn drop_rights(plan: &Plan<'_>) -> Result<(), i32> {
         let (uid, gid) = (identity.uid as usize, identity.gid as usize);
         let groups = plan.groups;
         // SAFETY: an array of the length given is read.
-        unsafe { system_call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0]) }?;
+        unsafe {
+            system_call(
+                libc::SYS_setgroups,
+                [groups.len(), groups.as_ptr() as usize, 0, 0, 0],
+            )
+        }?;
         // SAFETY: integers.
         unsafe { system_call(libc::SYS_setresgid, [gid, gid, gid, 0, 0]) }?;
         // SAFETY: integers. The call itself, not the C library's, which would change the parent's threads.

@@ -6,8 +6,11 @@ mod script;
 use super::{Limits, Settings, SpillPolicy};
 use dormouse_model::workload::SleepSupport;
 
-const SETTINGS: Settings =
-    Settings { limits: Limits::DEFAULT, sleep_support: SleepSupport::Able, spill: SpillPolicy::Stay };
+const SETTINGS: Settings = Settings {
+    limits: Limits::DEFAULT,
+    sleep_support: SleepSupport::Able,
+    spill: SpillPolicy::Stay,
+};
 
 /// Checks one trace. With `UPDATE=1` in the environment the file is rewritten with what happens.
 fn check(name: &str, text: &str) {
@@ -20,7 +23,11 @@ fn check(name: &str, text: &str) {
     for (at, (got, want)) in got.lines().zip(text.lines()).enumerate() {
         assert_eq!(got, want, "line {} of {name}", at + 1);
     }
-    assert_eq!(got.lines().count(), text.lines().count(), "{name}: one ends early");
+    assert_eq!(
+        got.lines().count(),
+        text.lines().count(),
+        "{name}: one ends early"
+    );
 }
 
 macro_rules! traces {

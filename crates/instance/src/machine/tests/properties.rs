@@ -91,25 +91,43 @@ impl Host {
             Act::Late => {
                 let number = Attempt(self.last_number.0.saturating_sub(1));
                 let before = self.machine.late_outcomes();
-                self.machine.handle(self.now, Input::StepDone { number, done: Done::Plain }, &mut out);
+                self.machine.handle(
+                    self.now,
+                    Input::StepDone {
+                        number,
+                        done: Done::Plain,
+                    },
+                    &mut out,
+                );
                 assert_eq!(self.machine.late_outcomes(), before + 1);
                 assert!(out.is_empty(), "a late outcome does nothing: {out:?}");
             }
             Act::Exit(off) => {
                 if let Some(process) = self.live.take() {
-                    let how = if off { Exit::PoweredOff } else { Exit::Ended { how: "signal 9".to_owned() } };
-                    self.machine.handle(self.now, Input::ProcessExited { process, how }, &mut out);
+                    let how = if off {
+                        Exit::PoweredOff
+                    } else {
+                        Exit::Ended {
+                            how: "signal 9".to_owned(),
+                        }
+                    };
+                    self.machine
+                        .handle(self.now, Input::ProcessExited { process, how }, &mut out);
                 }
             }
             Act::Ready => {
                 if let Some(process) = self.live {
-                    self.machine.handle(self.now, Input::GuestReady { process }, &mut out);
+                    self.machine
+                        .handle(self.now, Input::GuestReady { process }, &mut out);
                 }
             }
             Act::Knock => self.machine.handle(self.now, Input::Knock, &mut out),
             Act::Wait(seconds) => {
                 self.now = self.now.plus(Duration::from_secs(u64::from(seconds)));
-                let due = self.machine.next_deadline().is_some_and(|deadline| deadline <= self.now);
+                let due = self
+                    .machine
+                    .next_deadline()
+                    .is_some_and(|deadline| deadline <= self.now);
                 if due {
                     // The executor gives a step up before the machine does.
                     self.outstanding = None;
@@ -123,18 +141,41 @@ impl Host {
     fn request(&mut self, which: u8, out: &mut Vec<Effect>) {
         let request = match which {
             0 | 1 => Request::Start,
-            2 => Request::Stop { grace: Duration::from_secs(1) },
-            3 | 4 => Request::Sleep { trigger: SleepTrigger::Engine },
-            5 => Request::Sleep { trigger: SleepTrigger::Caller },
-            6 => Request::CancelSleep { why: CancelReason::Traffic },
-            7 => Request::CancelSleep { why: CancelReason::Blind },
-            8 | 9 => Request::Wake { cause: WakeCause::Knock },
-            10 => Request::Wake { cause: WakeCause::Caller },
-            _ => Request::Delete { removal: Removal::Graceful },
+            2 => Request::Stop {
+                grace: Duration::from_secs(1),
+            },
+            3 | 4 => Request::Sleep {
+                trigger: SleepTrigger::Engine,
+            },
+            5 => Request::Sleep {
+                trigger: SleepTrigger::Caller,
+            },
+            6 => Request::CancelSleep {
+                why: CancelReason::Traffic,
+            },
+            7 => Request::CancelSleep {
+                why: CancelReason::Blind,
+            },
+            8 | 9 => Request::Wake {
+                cause: WakeCause::Knock,
+            },
+            10 => Request::Wake {
+                cause: WakeCause::Caller,
+            },
+            _ => Request::Delete {
+                removal: Removal::Graceful,
+            },
         };
         let cancel = matches!(request, Request::CancelSleep { .. });
-        let number = if cancel { self.next_ticket } else { self.next_ticket + 1 };
-        let ticket = Ticket { asker: Asker::Engine, attempt: Attempt(number) };
+        let number = if cancel {
+            self.next_ticket
+        } else {
+            self.next_ticket + 1
+        };
+        let ticket = Ticket {
+            asker: Asker::Engine,
+            attempt: Attempt(number),
+        };
         let answer = self.machine.request(self.now, ticket, request, out);
         if !cancel {
             self.next_ticket = number;
@@ -145,46 +186,60 @@ impl Host {
     }
 
     fn finish_step(&mut self, well: bool, out: &mut Vec<Effect>) {
-        let Some((number, step)) = self.outstanding.take() else { return };
+        let Some((number, step)) = self.outstanding.take() else {
+            return;
+        };
         if !well {
             if let Step::Write(record) = &step {
                 self.durable.push(record.clone());
             }
-            let failure = StepFailure::Passing { why: "broken".to_owned() };
-            self.machine.handle(self.now, Input::StepFailed { number, failure }, out);
+            let failure = StepFailure::Passing {
+                why: "broken".to_owned(),
+            };
+            self.machine
+                .handle(self.now, Input::StepFailed { number, failure }, out);
             return;
         }
-        let done = match step {
-            Step::Write(record) => {
-                self.durable = vec![record];
-                Done::Plain
-            }
-            Step::Launch | Step::Restore { .. } => {
-                assert_eq!(self.live, None, "never two copies");
-                let process = ProcessIdentity { pid: self.next_pid, start_ticks: 1, boot: BOOT };
-                self.next_pid += 1;
-                self.live = Some(process);
-                if let Step::Restore { image } = step {
-                    assert!(image.generation > self.consumed, "an image is loaded once");
-                    self.in_memory = image.generation;
-                }
-                Done::Process(process)
+        let done = self.perform(step);
+        self.machine
+            .handle(self.now, Input::StepDone { number, done }, out);
+    }
+
+    /// Does what the step says, and checks that it may be done.
+    fn perform(&mut self, step: Step) -> Done {
+        match step {
+            Step::Write(record) => self.durable = vec![record],
+            Step::Launch => return Done::Process(self.spawn()),
+            Step::Restore { image } => {
+                assert!(image.generation > self.consumed, "an image is loaded once");
+                self.in_memory = image.generation;
+                return Done::Process(self.spawn());
             }
             Step::Save { generation } => {
                 self.in_memory = generation;
-                Done::Image(MemoryImage { generation, boot: BOOT, kept: Kept::Resident { inode: 1 } })
+                let kept = Kept::Resident { inode: 1 };
+                return Done::Image(MemoryImage {
+                    generation,
+                    boot: BOOT,
+                    kept,
+                });
             }
-            Step::Spill { image } => Done::Image(MemoryImage { kept: Kept::Spilled, ..image }),
+            Step::Spill { image } => {
+                return Done::Image(MemoryImage {
+                    kept: Kept::Spilled,
+                    ..image
+                });
+            }
             Step::Resume => {
                 let says_running = |record: &Record| matches!(record.phase, Phase::Running { .. });
-                assert!(self.durable.iter().all(says_running), "it runs and the record says {:?}", self.durable);
+                assert!(
+                    self.durable.iter().all(says_running),
+                    "it runs and the record says {:?}",
+                    self.durable
+                );
                 self.consumed = self.in_memory;
-                Done::Plain
             }
-            Step::LetGo | Step::EndProcess => {
-                self.live = None;
-                Done::Plain
-            }
+            Step::LetGo | Step::EndProcess => self.live = None,
             Step::PrepareDisks
             | Step::AttachLink
             | Step::MakeTap
@@ -200,15 +255,31 @@ impl Host {
             | Step::DropMemory
             | Step::RemoveFiles
             | Step::RemoveRecord
-            | Step::FreeAddresses => Done::Plain,
+            | Step::FreeAddresses => {}
+        }
+        Done::Plain
+    }
+
+    fn spawn(&mut self) -> ProcessIdentity {
+        assert_eq!(self.live, None, "never two copies");
+        let process = ProcessIdentity {
+            pid: self.next_pid,
+            start_ticks: 1,
+            boot: BOOT,
         };
-        self.machine.handle(self.now, Input::StepDone { number, done }, out);
+        self.next_pid += 1;
+        self.live = Some(process);
+        process
     }
 
     fn take(&mut self, effects: &[Effect]) {
         for effect in effects {
             match effect {
-                Effect::Run { number, step, deadline } => {
+                Effect::Run {
+                    number,
+                    step,
+                    deadline,
+                } => {
                     assert_eq!(self.outstanding, None, "one step at a time");
                     assert!(*number > self.last_number && *deadline >= self.now);
                     self.last_number = *number;
@@ -243,7 +314,11 @@ impl Host {
             }
         }
         if !self.gone {
-            assert_eq!(self.machine.state(), self.published, "what is published is what is");
+            assert_eq!(
+                self.machine.state(),
+                self.published,
+                "what is published is what is"
+            );
         }
     }
 
@@ -262,7 +337,12 @@ impl Host {
         let open: Vec<_> = self.tickets.iter().filter(|(_, ended)| !**ended).collect();
         assert!(open.is_empty(), "still open: {open:?} in {:?}", self.machine);
         let runs = matches!(self.published, State::Running | State::Initializing);
-        assert_eq!(self.live.is_some(), runs, "a process exactly when {}", self.published);
+        assert_eq!(
+            self.live.is_some(),
+            runs,
+            "a process exactly when {}",
+            self.published
+        );
     }
 }
 

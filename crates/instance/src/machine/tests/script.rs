@@ -26,9 +26,16 @@ use crate::machine::{
 };
 
 const BOOT: BootId = BootId(1);
-const PROCESS: ProcessIdentity = ProcessIdentity { pid: 100, start_ticks: 7, boot: BOOT };
-const IMAGE: MemoryImage =
-    MemoryImage { generation: Generation(1), boot: BOOT, kept: Kept::Resident { inode: 11 } };
+const PROCESS: ProcessIdentity = ProcessIdentity {
+    pid: 100,
+    start_ticks: 7,
+    boot: BOOT,
+};
+const IMAGE: MemoryImage = MemoryImage {
+    generation: Generation(1),
+    boot: BOOT,
+    kept: Kept::Resident { inode: 11 },
+};
 
 /// Runs the inputs of a trace and returns the trace with the effects that they really brought.
 pub(super) fn replay(text: &str) -> String {
@@ -53,12 +60,7 @@ pub(super) fn replay(text: &str) -> String {
     got
 }
 
-fn act(
-    machine: &mut Machine,
-    now: &mut MonoTime,
-    words: &[&str],
-    out: &mut Vec<Effect>,
-) -> Option<Answer> {
+fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<Effect>) -> Option<Answer> {
     let word = |at: usize| words.get(at).copied().unwrap_or("");
     match word(0) {
         "new" => {
@@ -75,15 +77,15 @@ fn act(
             *machine = Machine::recover(super::SETTINGS, record, &facts, *now, out);
         }
         "done" => {
-            let image = MemoryImage { generation: machine.record().generation, ..IMAGE };
-            let done = match word(2) {
-                "process" => Done::Process(PROCESS),
-                "image" => Done::Image(image),
-                "spilled" => Done::Image(MemoryImage { kept: Kept::Spilled, ..image }),
-                "traffic" => Done::Traffic,
-                _ => Done::Plain,
-            };
-            machine.handle(*now, Input::StepDone { number: number(word(1)), done }, out);
+            let done = brought(word(2), machine.record().generation);
+            machine.handle(
+                *now,
+                Input::StepDone {
+                    number: number(word(1)),
+                    done,
+                },
+                out,
+            );
         }
         "fail" => {
             let why = "broken".to_owned();
@@ -91,18 +93,24 @@ fn act(
                 "lasting" => StepFailure::Lasting { why },
                 _ => StepFailure::Passing { why },
             };
-            machine.handle(*now, Input::StepFailed { number: number(word(1)), failure }, out);
+            machine.handle(
+                *now,
+                Input::StepFailed {
+                    number: number(word(1)),
+                    failure,
+                },
+                out,
+            );
         }
-        "exit" => {
+        "exit" | "strange" => {
+            let pid = if word(0) == "strange" { 101 } else { PROCESS.pid };
             let how = match word(1) {
                 "off" => Exit::PoweredOff,
-                _ => Exit::Ended { how: "signal 9".to_owned() },
+                _ => Exit::Ended {
+                    how: "signal 9".to_owned(),
+                },
             };
-            machine.handle(*now, Input::ProcessExited { process: PROCESS, how }, out);
-        }
-        "strange" => {
-            let process = ProcessIdentity { pid: 101, ..PROCESS };
-            let how = Exit::Ended { how: "signal 9".to_owned() };
+            let process = ProcessIdentity { pid, ..PROCESS };
             machine.handle(*now, Input::ProcessExited { process, how }, out);
         }
         "ready" => machine.handle(*now, Input::GuestReady { process: PROCESS }, out),
@@ -116,6 +124,20 @@ fn act(
     None
 }
 
+fn brought(what: &str, generation: Generation) -> Done {
+    let image = MemoryImage { generation, ..IMAGE };
+    match what {
+        "process" => Done::Process(PROCESS),
+        "image" => Done::Image(image),
+        "spilled" => Done::Image(MemoryImage {
+            kept: Kept::Spilled,
+            ..image
+        }),
+        "traffic" => Done::Traffic,
+        _ => Done::Plain,
+    }
+}
+
 fn number(text: &str) -> Attempt {
     Attempt(text.parse().unwrap())
 }
@@ -127,23 +149,48 @@ fn ticket(text: &str) -> Ticket {
         "c" => Asker::Caller,
         other => panic!("{other:?} asks nothing"),
     };
-    Ticket { asker, attempt: number(attempt) }
+    Ticket {
+        asker,
+        attempt: number(attempt),
+    }
 }
 
 fn request(words: &[&str]) -> Request {
     match words {
         ["start", _] => Request::Start,
-        ["stop", _, grace] => Request::Stop { grace: parse_duration(grace).unwrap() },
-        ["sleep", _, "engine"] => Request::Sleep { trigger: SleepTrigger::Engine },
-        ["sleep", _, "caller"] => Request::Sleep { trigger: SleepTrigger::Caller },
-        ["sleep", _, "yielding"] => Request::Sleep { trigger: SleepTrigger::CallerYielding },
-        ["cancel", _, "traffic"] => Request::CancelSleep { why: CancelReason::Traffic },
-        ["cancel", _, "held"] => Request::CancelSleep { why: CancelReason::Held },
-        ["cancel", _, "blind"] => Request::CancelSleep { why: CancelReason::Blind },
-        ["wake", _, "knock"] => Request::Wake { cause: WakeCause::Knock },
-        ["wake", _, "caller"] => Request::Wake { cause: WakeCause::Caller },
-        ["delete", _, "graceful"] => Request::Delete { removal: Removal::Graceful },
-        ["delete", _, "forced"] => Request::Delete { removal: Removal::Forced },
+        ["stop", _, grace] => Request::Stop {
+            grace: parse_duration(grace).unwrap(),
+        },
+        ["sleep", _, "engine"] => Request::Sleep {
+            trigger: SleepTrigger::Engine,
+        },
+        ["sleep", _, "caller"] => Request::Sleep {
+            trigger: SleepTrigger::Caller,
+        },
+        ["sleep", _, "yielding"] => Request::Sleep {
+            trigger: SleepTrigger::CallerYielding,
+        },
+        ["cancel", _, "traffic"] => Request::CancelSleep {
+            why: CancelReason::Traffic,
+        },
+        ["cancel", _, "held"] => Request::CancelSleep {
+            why: CancelReason::Held,
+        },
+        ["cancel", _, "blind"] => Request::CancelSleep {
+            why: CancelReason::Blind,
+        },
+        ["wake", _, "knock"] => Request::Wake {
+            cause: WakeCause::Knock,
+        },
+        ["wake", _, "caller"] => Request::Wake {
+            cause: WakeCause::Caller,
+        },
+        ["delete", _, "graceful"] => Request::Delete {
+            removal: Removal::Graceful,
+        },
+        ["delete", _, "forced"] => Request::Delete {
+            removal: Removal::Forced,
+        },
         other => panic!("no such request: {other:?}"),
     }
 }
@@ -152,11 +199,19 @@ fn recovery(phase: &str, found: &str) -> (Record, Facts) {
     let phase = match phase {
         "stopped" => Phase::Stopped,
         "starting" => Phase::Starting,
-        "booting" => Phase::Running { process: PROCESS, readiness: Readiness::Booting },
-        "running" => Phase::Running { process: PROCESS, readiness: Readiness::Ready },
+        "booting" => Phase::Running {
+            process: PROCESS,
+            readiness: Readiness::Booting,
+        },
+        "running" => Phase::Running {
+            process: PROCESS,
+            readiness: Readiness::Ready,
+        },
         "standby" => Phase::Standby { image: IMAGE },
         "stopping" => Phase::Stopping,
-        "failed" => Phase::Failed { reason: dormouse_model::FailReason::HostRebooted },
+        "failed" => Phase::Failed {
+            reason: dormouse_model::FailReason::HostRebooted,
+        },
         "deleting" => Phase::Deleting,
         other => panic!("no such phase: {other:?}"),
     };
@@ -169,12 +224,29 @@ fn recovery(phase: &str, found: &str) -> (Record, Facts) {
     };
     let facts = match found {
         "" | "same" => same,
-        "other-pid" => Facts { start_ticks_at_pid: Some(8), ..same },
-        "rebooted" => Facts { boot: BootId(2), resident_inode: None, start_ticks_at_pid: None, ..same },
-        "no-image" => Facts { resident_inode: None, ..same },
+        "other-pid" => Facts {
+            start_ticks_at_pid: Some(8),
+            ..same
+        },
+        "rebooted" => Facts {
+            boot: BootId(2),
+            resident_inode: None,
+            start_ticks_at_pid: None,
+            ..same
+        },
+        "no-image" => Facts {
+            resident_inode: None,
+            ..same
+        },
         other => panic!("no such find: {other:?}"),
     };
-    (Record { phase, generation: Generation(1) }, facts)
+    (
+        Record {
+            phase,
+            generation: Generation(1),
+        },
+        facts,
+    )
 }
 
 fn answer_text(answer: Answer) -> String {
@@ -197,7 +269,10 @@ fn effect_text(effect: &Effect) -> String {
         Effect::Run { number, step, .. } => format!("run {number} {}", step_text(step)),
         Effect::CutShort { number } => format!("cut short {number}"),
         Effect::Publish { state, reason: None } => format!("publish {state}"),
-        Effect::Publish { state, reason: Some(reason) } => format!("publish {state}: {reason}"),
+        Effect::Publish {
+            state,
+            reason: Some(reason),
+        } => format!("publish {state}: {reason}"),
         Effect::Ended { ticket, outcome } => format!("ended {} {outcome:?}", ticket_text(*ticket)),
         Effect::Gone => "gone".to_owned(),
     }

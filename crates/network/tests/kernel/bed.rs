@@ -9,25 +9,25 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dormouse_model::{Addresses, WorkloadId};
-use dormouse_network::{AddressPool, DataPlane, Knock, KnockStream, NetworkConfig, NetworkError};
+use dormouse_network::{AddressPool, DataPlane, Knock, KnockStream, Link, NetworkConfig, NetworkError};
 use dormouse_sys::netns::Namespace;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::task::JoinSet;
 
 /// Nothing here takes longer, unless it is broken.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Two namespaces and the wire.
-pub struct Bed {
-    pub plane: PathBuf,
-    pub client: PathBuf,
+pub(crate) struct Bed {
+    pub(crate) plane: PathBuf,
+    pub(crate) client: PathBuf,
 }
 
 /// A bed, or `None` with the reason printed.
-pub fn need(test: &str) -> Option<Bed> {
+pub(crate) fn need(test: &str) -> Option<Bed> {
     for program in ["ip", "nft"] {
         if Command::new(program).arg("-V").output().is_err() {
             println!("skipped: {test}: there is no program {program}");
@@ -60,12 +60,12 @@ impl Drop for Bed {
     }
 }
 
-pub fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
     Namespace::open(namespace).unwrap().within(work).unwrap()
 }
 
 /// Runs a command inside a namespace and returns what it printed.
-pub fn run(namespace: &Path, line: &str) -> String {
+pub(crate) fn run(namespace: &Path, line: &str) -> String {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().unwrap());
     command.args(words);
@@ -92,6 +92,8 @@ impl Bed {
             run(side, "ip link set lo up");
             run(side, &format!("ip addr add 10.99.0.{number}/24 dev {device}"));
             run(side, &format!("ip addr add fd99::{number}/64 dev {device} nodad"));
+            // An address that makes itself would change the census when it is done.
+            run(side, &format!("ip link set {device} addrgenmode none"));
             run(side, &format!("ip link set {device} up"));
         }
         run(&self.client, "ip route add default via 10.99.0.1");
@@ -122,18 +124,18 @@ impl Bed {
         }
     }
 
-    pub fn config(&self) -> NetworkConfig {
+    pub(crate) fn config(&self) -> NetworkConfig {
         NetworkConfig {
             namespace: Some(self.plane.clone()),
             ..NetworkConfig::default()
         }
     }
 
-    pub async fn open(&self) -> Daemon {
+    pub(crate) async fn open(&self) -> Daemon {
         self.try_open().await.unwrap()
     }
 
-    pub async fn try_open(&self) -> Result<Daemon, NetworkError> {
+    pub(crate) async fn try_open(&self) -> Result<Daemon, NetworkError> {
         let (plane, knocks, task) = DataPlane::open(self.config()).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(task.run());
@@ -145,7 +147,7 @@ impl Bed {
     }
 
     /// Everything in the data plane's namespace that a link could leave behind.
-    pub fn census(&self) -> String {
+    pub(crate) fn census(&self) -> String {
         let mut text = String::new();
         for line in [
             "ip -o link show",
@@ -157,11 +159,11 @@ impl Bed {
             "nft --stateless list ruleset",
         ] {
             text += &format!("# {line}\n");
-            // Not ours: multicast entries come and go by themselves, lifetimes count.
+            // Not ours: groups come and go by themselves, and forwarding, which stays, makes anycast.
             let lines = run(&self.plane, line);
             let mut kept: Vec<_> = lines
                 .lines()
-                .filter(|l| !l.contains("ff02:") && !l.contains("33:33:"))
+                .filter(|l| !l.contains("ff02:") && !l.contains("33:33:") && !l.starts_with("anycast"))
                 .collect();
             if !line.starts_with("nft") {
                 kept.sort_unstable();
@@ -174,15 +176,15 @@ impl Bed {
 }
 
 /// The part of a daemon that matters here. Dropping it is a crash: nothing is cleaned up.
-pub struct Daemon {
-    pub plane: DataPlane,
-    pub knocks: KnockStream,
+pub(crate) struct Daemon {
+    pub(crate) plane: DataPlane,
+    pub(crate) knocks: KnockStream,
     /// Held, so that the task runs.
-    pub _tasks: JoinSet<Result<(), NetworkError>>,
+    pub(crate) _tasks: JoinSet<Result<(), NetworkError>>,
 }
 
 impl Daemon {
-    pub async fn knock(&mut self) -> Knock {
+    pub(crate) async fn knock(&mut self) -> Knock {
         tokio::time::timeout(DEADLINE, self.knocks.next())
             .await
             .expect("no knock")
@@ -191,7 +193,7 @@ impl Daemon {
 }
 
 /// The `number`-th workload and its addresses.
-pub fn workload(number: usize) -> (WorkloadId, Addresses) {
+pub(crate) fn workload(number: usize) -> (WorkloadId, Addresses) {
     let config = NetworkConfig::default();
     let mut pool = AddressPool::new(config.ipv4_pool, config.ipv6_prefix);
     let addresses = (0..=number).map(|_| pool.allocate().unwrap()).last().unwrap();
@@ -202,7 +204,7 @@ pub fn workload(number: usize) -> (WorkloadId, Addresses) {
 }
 
 /// Sends numbered datagrams from inside a namespace, through `device` if one is named.
-pub fn send(namespace: &Path, to: IpAddr, numbers: std::ops::Range<u32>, device: Option<&str>) {
+pub(crate) fn send(namespace: &Path, to: IpAddr, numbers: std::ops::Range<u32>, device: Option<&str>) {
     inside(namespace, || {
         let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any).unwrap();
@@ -217,12 +219,12 @@ pub fn send(namespace: &Path, to: IpAddr, numbers: std::ops::Range<u32>, device:
 
 /// A frame as the guest gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
-    pub to_mac: [u8; 6],
-    pub source: IpAddr,
-    pub to: IpAddr,
+pub(crate) struct Frame {
+    pub(crate) to_mac: [u8; 6],
+    pub(crate) source: IpAddr,
+    pub(crate) to: IpAddr,
     /// What is behind the addresses' header.
-    pub payload: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Frame {
@@ -245,13 +247,13 @@ impl Frame {
     }
 
     /// The number of a datagram sent by [`send`].
-    pub fn number(&self) -> u32 {
+    pub(crate) fn number(&self) -> u32 {
         u32::from_be_bytes(self.payload[8..12].try_into().unwrap())
     }
 }
 
 /// Reads `want` frames from a guest's tap.
-pub fn receive(tap: &OwnedFd, want: usize) -> Vec<Frame> {
+pub(crate) fn receive(tap: &OwnedFd, want: usize) -> Vec<Frame> {
     let end = Instant::now() + DEADLINE;
     let mut frames = Vec::new();
     let mut buffer = [0; 4096];
@@ -271,13 +273,13 @@ pub fn receive(tap: &OwnedFd, want: usize) -> Vec<Frame> {
 }
 
 /// Whether a frame is there, or comes within `wait`.
-pub fn readable(tap: &OwnedFd, wait: Duration) -> bool {
+pub(crate) fn readable(tap: &OwnedFd, wait: Duration) -> bool {
     let mut watched = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
     poll(&mut watched, PollTimeout::try_from(wait).unwrap()).unwrap() > 0
 }
 
 /// The numbers of the datagrams to `to`, in the order of arrival.
-pub fn numbers(frames: &[Frame], to: IpAddr) -> Vec<u32> {
+pub(crate) fn numbers(frames: &[Frame], to: IpAddr) -> Vec<u32> {
     frames
         .iter()
         .filter(|frame| frame.to == to)
@@ -286,10 +288,27 @@ pub fn numbers(frames: &[Frame], to: IpAddr) -> Vec<u32> {
 }
 
 /// Waits until `condition` holds.
-pub async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !condition() {
         assert!(Instant::now() < end, "waited in vain for: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// A link that is open on a tap of which the caller plays the VMM.
+pub(crate) async fn awake(daemon: &Daemon, number: usize) -> (Link, OwnedFd) {
+    let (id, addresses) = workload(number);
+    let link = daemon.plane.attach(id, addresses).await.unwrap();
+    let tap = link.make_tap().await.unwrap();
+    link.open().await.unwrap();
+    (link, tap)
+}
+
+/// Sends `count` datagrams, half of them IPv6, and says what each family should see.
+pub(crate) fn send_both(bed: &Bed, link: &Link, count: u32) -> [(IpAddr, Vec<u32>); 2] {
+    link.addresses().both().map(|to| {
+        send(&bed.client, to, 0..count / 2, None);
+        (to, (0..count / 2).collect())
+    })
 }

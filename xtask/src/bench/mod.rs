@@ -1,0 +1,41 @@
+//! The benches, one file each, and what they share.
+
+mod awake_disk;
+pub(crate) mod connections;
+pub(crate) mod nap_wake;
+mod qmp;
+mod rival;
+pub(crate) mod standby;
+pub(crate) mod storm;
+pub(crate) mod wake_storm;
+
+use anyhow::Result;
+
+use crate::figures::Figures;
+use crate::lab::Lab;
+
+/// Begins the figures of a bench that runs guests in `lab`.
+pub(crate) fn begin(bench: &str, lab: &Lab) -> Result<Figures> {
+    let info = lab.info()?;
+    println!(
+        "{} {} by {} ({}), memory on {} ({})",
+        info.driver,
+        info.driver_version,
+        info.accelerator,
+        info.accelerator_reason,
+        nap_wake::placement_word(info.placement()),
+        info.placement_reason,
+    );
+    Ok(Figures::begin(bench, &info.accelerator))
+}
+
+/// Removes the lab and checks that nothing of it is left.
+pub(crate) fn end(lab: Lab, figures: &mut Figures, line: &str) -> Result<()> {
+    let left = lab.end()?;
+    for what in &left {
+        println!("left behind: {what}");
+    }
+    figures.count("left_behind", left.len() as u64);
+    figures.check_count(line, "left_behind", 0);
+    Ok(())
+}
