@@ -25,6 +25,10 @@ struct Arguments {
     /// Check the configuration and end.
     #[arg(long)]
     check: bool,
+    /// Unpack the guest kernel of a Debian kernel package into the data directory, and end. Nothing is
+    /// installed on the host.
+    #[arg(long, value_name = "PACKAGE.deb")]
+    unpack_kernel: Option<PathBuf>,
     /// What to log, such as `info` or `dormouse_network=debug,info`.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
@@ -52,6 +56,18 @@ fn main() -> ExitCode {
         println!("the configuration is valid");
         return ExitCode::SUCCESS;
     }
+    if let Some(package) = &arguments.unpack_kernel {
+        return match dormouse_daemon::unpack_kernel(package, &config) {
+            Ok(release) => {
+                println!("{release}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("dormoused: {}", explain(&error));
+                ExitCode::from(UNAVAILABLE)
+            }
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -68,7 +84,7 @@ fn start_logging(arguments: &Arguments) -> anyhow::Result<()> {
     } else {
         dormouse_telemetry::Format::Text
     };
-    dormouse_telemetry::init(&arguments.log, format)?;
+    dormouse_telemetry::init(&arguments.log.parse()?, format)?;
     Ok(())
 }
 

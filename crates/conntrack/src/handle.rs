@@ -92,6 +92,7 @@ impl ObserverHandle {
     }
 
     /// Waits until the observer is in sync and returns the epoch; `None` when it does not run any more.
+    /// A listing that fills the queue waits for the consumer, so the consumer must not wait for this.
     pub async fn synced(&self) -> Option<Epoch> {
         let mut sight = self.sight.clone();
         loop {

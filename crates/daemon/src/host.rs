@@ -74,9 +74,7 @@ pub fn mark(data: &Path) -> String {
 /// # Errors
 /// When one cannot be made; those made stay.
 pub fn prepare(config: &Config) -> Result<PathBuf, HostError> {
-    // The VMMs' users pass through neither: everything reaches them as a descriptor.
-    directory(&config.data_directory, 0o700)?;
-    directory(&config.data_directory.join("instances"), 0o700)?;
+    prepare_data(config)?;
     directory(&config.run_directory, 0o755)?;
     let ram = config.run_directory.join("ram");
     directory(&ram, 0o700)?;
@@ -85,6 +83,15 @@ pub fn prepare(config: &Config) -> Result<PathBuf, HostError> {
         mount_ram(&ram, config.tmpfs_size)?;
     }
     Ok(ram)
+}
+
+/// Makes the data directory. The VMMs' users do not pass through: everything reaches them as a descriptor.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn prepare_data(config: &Config) -> Result<(), HostError> {
+    directory(&config.data_directory, 0o700)?;
+    directory(&config.data_directory.join("instances"), 0o700)
 }
 
 fn directory(path: &Path, mode: u32) -> Result<(), HostError> {

@@ -87,6 +87,16 @@ pub async fn run(config: config::Config, stop: CancellationToken) -> Result<Endi
     })
 }
 
+/// Unpacks the guest kernel of a Debian package into the data directory; returns its release. Blocking.
+///
+/// # Errors
+/// When the directory cannot be made or the package is none, or lacks a module that guests need.
+pub fn unpack_kernel(package: &std::path::Path, config: &config::Config) -> Result<String, DaemonError> {
+    host::prepare_data(config)?;
+    let kernel = dormouse_image::GuestKernel::unpack_package(package, &config.data_directory)?;
+    Ok(kernel.release().to_owned())
+}
+
 /// The chain of an error, for binaries.
 #[must_use]
 pub fn explain(error: &DaemonError) -> String {

@@ -335,10 +335,9 @@ fn planted(arguments: &Arguments, name: &str, text: &mut String) -> Figures {
     }
     // Nothing is planted for whoever calls next.
     let _ = switch(None);
-    figures.counts.push(("violations".to_owned(), 0));
     figures
         .counts
-        .push(("seeds".to_owned(), arguments.campaign.seeds));
+        .push(("seeds_at_most".to_owned(), arguments.campaign.seeds));
     figures.counts.push(("plants".to_owned(), wanted.len() as u64));
     figures.counts.push(("plants_found".to_owned(), found));
     figures

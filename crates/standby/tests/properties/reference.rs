@@ -294,16 +294,13 @@ impl Reference {
         let state = match end {
             WakeEnd::Running => {
                 watched.quiet_since = now;
-                // What came after it fell asleep again is still there.
-                watched.packet_waits &= !older;
+                // What came after it ran and fell asleep again is still there.
+                watched.packet_waits &= wake.seen_awake;
                 if older { State::Running } else { state }
             }
             WakeEnd::Failed { .. } => {
-                if older {
-                    State::Failed
-                } else {
-                    state
-                }
+                watched.packet_waits = false;
+                if older { State::Failed } else { state }
             }
             WakeEnd::Refused { state } if !asleep(*state) => *state,
             // Tried again by itself, or given up until the next knock.
