@@ -13,7 +13,7 @@ use dormouse_model::{Attempt, FailReason, MonoTime, State, WakeCause};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::agent::{AgentEvent, AgentLink};
+use crate::agent::{AgentEvent, AgentLink, Origin};
 use crate::machine::{
     Answer, Asker, Effect, Exit, Input, Kept, Machine, Outcome, Phase, ProcessIdentity, Removal, Request, Step,
     StepFailure, Ticket,
@@ -129,7 +129,7 @@ impl Actor {
     /// Runs until the instance is gone or the daemon detaches.
     pub(crate) async fn run(mut self, first: Vec<Effect>) {
         self.watch_process();
-        self.connect_agent();
+        self.connect_agent(Origin::Running);
         self.perform(first).await;
         while !self.gone && !(self.detaching && self.steps.is_empty()) {
             let deadline = self.machine.next_deadline();
@@ -303,13 +303,13 @@ impl Actor {
                 self.remembered.view.started_at = Some(self.rooms.clock.wall());
                 self.remembered.view.exit = None;
                 self.watch_process();
-                self.connect_agent();
+                self.connect_agent(Origin::Running);
             }
             Change::Restored { vm, ram } => {
                 self.parts.vm = Some(vm);
                 self.remembered.view.memory = ram;
                 self.watch_process();
-                self.connect_agent();
+                self.connect_agent(Origin::Woken);
             }
             Change::Saved { state_sha256 } => self.remembered.state_sha256 = state_sha256,
             Change::LetGo => {
@@ -375,10 +375,10 @@ impl Actor {
     }
 
     /// Talks to the agent in a task of its own, for as long as the process lives.
-    fn connect_agent(&mut self) {
+    fn connect_agent(&mut self, origin: Origin) {
         let Some(vm) = self.parts.vm.clone() else { return };
         let process = crate::steps::identity_of(vm.process());
-        let link = AgentLink::new(process, &self.rooms, &self.remembered);
+        let link = AgentLink::new(process, origin, &self.rooms, &self.remembered);
         let (handle, task) = link.start(self.agent_sender.clone());
         self.parts.agent = Some(handle);
         self.agents.abort_all();

@@ -29,6 +29,10 @@ const RECONNECT: Duration = Duration::from_millis(200);
 /// comes before the agent opened the port.
 const GREET_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long a woken guest is left alone before its agent is spoken to: what is said in that time would
+/// run on the processor that the packet it woke for needs. The clock is wrong that much longer.
+const AFTER_WAKE: Duration = Duration::from_millis(100);
+
 /// The serial of the read-only disk.
 pub(crate) const ROOT_SERIAL: &str = "root";
 /// The serial of the writable disk.
@@ -91,17 +95,31 @@ pub(crate) struct AgentLink {
     boot: Boot,
     clock: Arc<Clock>,
     session: u64,
+    patience: Duration,
+}
+
+/// How the process came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It boots, or ran before this daemon did.
+    Running,
+    /// It was woken.
+    Woken,
 }
 
 impl AgentLink {
     /// The connection to the guest of `process`.
-    pub(crate) fn new(process: ProcessIdentity, rooms: &Rooms, remembered: &Remembered) -> Self {
+    pub(crate) fn new(process: ProcessIdentity, origin: Origin, rooms: &Rooms, remembered: &Remembered) -> Self {
         Self {
             process,
             socket: rooms.layout.agent_socket(remembered.view.id),
             boot: boot_message(rooms, remembered),
             clock: Arc::clone(&rooms.clock),
             session: u64::from_be_bytes(rooms.random()),
+            patience: match origin {
+                Origin::Running => Duration::ZERO,
+                Origin::Woken => AFTER_WAKE,
+            },
         }
     }
 
@@ -168,6 +186,7 @@ struct Talk {
 
 impl Talk {
     async fn run(mut self) {
+        tokio::time::sleep(self.link.patience).await;
         loop {
             if let Ok(stream) = UnixStream::connect(&self.link.socket).await {
                 self.converse(stream).await;

@@ -94,6 +94,15 @@ pub(crate) struct StepContext {
     pub(crate) cut: Arc<AtomicBool>,
 }
 
+/// Whether the end of a tap is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TapEnd {
+    /// Until the device is gone.
+    Awaited,
+    /// No: nothing reaches it any more.
+    Abandoned,
+}
+
 /// Most time between a question to a guest's agent after a wake and its answer.
 const GREET_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -145,7 +154,8 @@ impl StepContext {
             Step::Prove => self.prove().await,
             Step::Pause => self.vm()?.pause().await.map(plain).map_err(|e| failure(&e)),
             Step::Save { generation } => self.save(generation).await,
-            Step::LetGo | Step::EndProcess => self.end_process().await,
+            Step::LetGo => self.end_process(TapEnd::Abandoned).await,
+            Step::EndProcess => self.end_process(TapEnd::Awaited).await,
             Step::Spill { image } => self.spill(image).await,
             Step::DropResident => self.drop_resident().await,
             Step::Restore { image } => self.restore(image).await,

@@ -15,13 +15,17 @@ mod support;
 
 use dormouse_model::workload::IdleRecord;
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
-use proptest::test_runner::TestCaseError;
+use proptest::test_runner::{FileFailurePersistence, TestCaseError};
 
 use game::Game;
 use support::{TIMEOUT, World, confirm_of, open, secs, view};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 512,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        ..ProptestConfig::default()
+    })]
 
     /// Promises 1 to 6, 9 and 10, at every step; and nothing is stuck at the end.
     #[test]

@@ -130,7 +130,7 @@ fn layer(files: &[ImageFile]) -> Result<Vec<u8>> {
         parents.insert(directory.into());
     }
     for directory in parents {
-        let mut header = tar::Header::new_gnu();
+        let mut header = plain_header();
         header.set_entry_type(tar::EntryType::Directory);
         header.set_mode(if directory.ends_with("tmp") { 0o1777 } else { 0o755 });
         header.set_size(0);
@@ -142,8 +142,17 @@ fn layer(files: &[ImageFile]) -> Result<Vec<u8>> {
     Ok(archive.into_inner()?)
 }
 
-fn append<W: Write>(archive: &mut tar::Builder<W>, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+/// A header whose every number is there: an empty field is no number.
+fn plain_header() -> tar::Header {
     let mut header = tar::Header::new_gnu();
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
+}
+
+fn append<W: Write>(archive: &mut tar::Builder<W>, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+    let mut header = plain_header();
     header.set_mode(mode);
     header.set_size(bytes.len() as u64);
     archive

@@ -14,7 +14,7 @@ use dormouse_sys::pidfd::PidFd;
 use dormouse_sys::spawn::Identity;
 use nix::sys::signal::Signal;
 
-use super::{Change, Outcome, StepContext, blocking, failure, file_failure, give, missing, open_log};
+use super::{Change, Outcome, StepContext, TapEnd, blocking, failure, file_failure, give, missing, open_log};
 use crate::agent::{DISK_SERIAL, ROOT_SERIAL};
 use crate::machine::{Done, Kept, MemoryImage, StepFailure};
 use crate::memory::{GuestRam, Home, Sharing};
@@ -161,7 +161,7 @@ impl StepContext {
 
     /// Ends the process and drops the tap. Whatever else sits in the instance's group is ended too:
     /// a launch that was cut short may have left a process that nobody has a handle of.
-    pub(super) async fn end_process(self) -> Outcome {
+    pub(super) async fn end_process(self, tap: TapEnd) -> Outcome {
         if let Some(vm) = &self.parts.vm {
             vm.kill().await.map_err(|error| failure(&error))?;
         }
@@ -173,7 +173,11 @@ impl StepContext {
         }
         self.let_keeper_go().await;
         if let Some(link) = &self.parts.link {
-            link.drop_tap().await.map_err(|error| failure(&error))?;
+            let ended = match tap {
+                TapEnd::Awaited => link.drop_tap().await,
+                TapEnd::Abandoned => link.abandon_tap().await,
+            };
+            ended.map_err(|error| failure(&error))?;
         }
         Ok((Done::Plain, Change::LetGo))
     }
