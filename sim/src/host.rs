@@ -66,6 +66,9 @@ pub struct Host {
 /// How many pids there are: few, so that they come back soon.
 const PIDS: u32 = 24;
 
+/// How many processes of others there are at most.
+const STRANGERS: usize = 8;
+
 impl Default for Host {
     fn default() -> Self {
         Self {
@@ -115,6 +118,20 @@ impl Host {
                 ready: false,
             };
             self.processes.insert(pid, stranger);
+        }
+        // Strangers end too.
+        let strangers = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.owner.is_none());
+        let oldest = strangers
+            .clone()
+            .min_by_key(|(_, process)| process.start_ticks)
+            .map(|(pid, _)| *pid);
+        if strangers.count() > STRANGERS
+            && let Some(oldest) = oldest
+        {
+            self.processes.remove(&oldest);
         }
     }
 

@@ -123,18 +123,7 @@ fn guest(lab: &Lab, name: &str) -> Result<Guest> {
         placement: MemoryPlacement::Unspecified,
         idle: Some(IDLE),
     };
-    let guest = lab.run(&spec)?;
-    // The server may be some milliseconds behind the agent; and the idle time begins anew.
-    let begun = Instant::now();
-    let to = guest.at(0, TCP_PORT);
-    while let Err(error) = lab.as_client(|| ask(to, b"up?", Duration::from_secs(1)))? {
-        ensure!(
-            begun.elapsed() < SLEEPS_WITHIN,
-            "the server does not answer: {error:#}"
-        );
-        tick(Duration::from_millis(50));
-    }
-    Ok(guest)
+    lab.run_server(&spec)
 }
 
 /// Fails unless the guest runs for `time` on end.

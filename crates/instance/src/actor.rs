@@ -395,6 +395,7 @@ impl Actor {
         match event {
             AgentEvent::Ready { process } => {
                 self.remembered.view.agent_ready = true;
+                self.push_view();
                 self.machine.handle(now, Input::GuestReady { process }, effects);
             }
             AgentEvent::Exited { code, signal, message } => {

@@ -236,13 +236,18 @@ impl Workload {
 
     /// Whether the engine sees all that there is to see of it.
     pub(crate) fn is_seen(&self, sight: &Sight) -> bool {
-        (sight.is_clear() && sight.covers(self.indexed)) || planted(Plant::BlindNotHolding)
+        sight.is_clear() && sight.covers(self.indexed)
+    }
+
+    /// Whether what cannot be seen keeps it awake: blind means hold.
+    pub(crate) fn is_held_blind(&self, sight: &Sight) -> bool {
+        !self.is_seen(sight) && !planted(Plant::BlindNotHolding)
     }
 
     /// Whether it should sleep now. This is the whole decision: what runs is taken back when it turns
     /// false, what rests is begun when time makes it true.
     pub(crate) fn should_sleep(&self, now: MonoTime, sight: &Sight) -> bool {
-        self.is_eligible() && self.is_seen(sight) && self.due().is_some_and(|(due, _)| due <= now)
+        self.is_eligible() && !self.is_held_blind(sight) && self.due().is_some_and(|(due, _)| due <= now)
     }
 
     /// Where it is and why.

@@ -1,6 +1,12 @@
 //! The checks of `tests/properties.rs` notice when a promise is broken: each fault of this crate, switched
 //! on, is found by some random game. Runs with `--features plant`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 #![cfg(feature = "plant")]
 
 #[path = "properties/ending.rs"]

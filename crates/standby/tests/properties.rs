@@ -1,6 +1,13 @@
 //! The promises of the crate's page, over random sequences of inputs, against a reference that is made
 //! differently. `tests/planted.rs` shows that the checks notice when a promise is broken.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 #[path = "properties/ending.rs"]
 mod ending;
 #[path = "properties/game.rs"]

@@ -5,6 +5,13 @@
 //! Where the original speaks of a table dump on every event, the translation is the observer's stream: a
 //! dump that fails is a `SightLost`, a refresh is a listing, a write is a `RecordIdle`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 #[path = "scenarios/confirm.rs"]

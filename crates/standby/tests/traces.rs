@@ -10,6 +10,13 @@
 //!
 //! The words of inputs are those of `script::give`; an attempt that is left out is the latest of its kind.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 #[path = "traces/script.rs"]

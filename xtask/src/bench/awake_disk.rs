@@ -50,7 +50,7 @@ fn one(lab: &Lab, placement: MemoryPlacement) -> Result<Row> {
         placement,
         idle: None,
     };
-    let guest = lab.run(&spec)?;
+    let guest = lab.run_server(&spec)?;
     lab.command(&guest, &format!("fill {HOT_MIB}"), Duration::from_secs(120))?;
     if placement == MemoryPlacement::Spill {
         // Only after a sleep does its RAM lie on disk.

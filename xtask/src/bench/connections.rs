@@ -58,7 +58,7 @@ pub(crate) fn run(cycles: usize, json: Option<&Path>) -> Result<ExitCode> {
         placement: MemoryPlacement::Unspecified,
         idle: None,
     };
-    let guest = lab.run(&spec)?;
+    let guest = lab.run_server(&spec)?;
     let mut lines = open(&lab, &guest)?;
     let mut tally = Tally::default();
     for cycle in 0..cycles {

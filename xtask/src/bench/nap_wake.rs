@@ -69,7 +69,7 @@ pub(crate) fn make_subjects(lab: &Lab, placement: MemoryPlacement) -> Result<Vec
             placement,
             idle: None,
         };
-        let guest = lab.run(&spec)?;
+        let guest = lab.run_server(&spec)?;
         lab.command(&guest, &format!("fill {}", ram_mib / 3), Duration::from_secs(120))?;
         let lives = lab.view(&guest)?.placement();
         let mut subject = Subject {

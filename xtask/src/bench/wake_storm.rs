@@ -68,7 +68,7 @@ pub(crate) fn run(repetitions: usize, json: Option<&Path>) -> Result<ExitCode> {
         placement: MemoryPlacement::Unspecified,
         idle: None,
     };
-    let guest = lab.run(&spec)?;
+    let guest = lab.run_server(&spec)?;
     for daemon in [Daemon::Alive, Daemon::Killed] {
         half(&mut lab, &guest, daemon, repetitions, &mut figures)?;
     }

@@ -8,11 +8,13 @@ use dormouse_client::v1::{self, InstanceState, MemoryPlacement};
 use dormouse_sys::pidfd::PidFd;
 
 use super::footprint::locked;
-use super::measure::ask_for_line;
-use super::{Lab, ms_between, wait_exit};
+use super::measure::{ask, ask_for_line};
+use super::{Lab, ms_between, tick, wait_exit};
 
 /// How long a guest may take to boot where it is emulated.
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
+/// How long its server may take to listen after that.
+const SERVE_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a process may take to go after its standby was asked for.
 const SLEEP_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -110,6 +112,20 @@ impl Lab {
         };
         self.wait_for(&guest, InstanceState::Running, BOOT_DEADLINE)
             .with_context(|| format!("waiting for {} to boot\n{}", spec.name, self.log_tail()))?;
+        Ok(guest)
+    }
+
+    /// Makes an instance of the benches' server; returns when it answers, which may be some milliseconds
+    /// after its agent says that it is ready.
+    pub(crate) fn run_server(&self, spec: &GuestSpec<'_>) -> Result<Guest> {
+        let guest = self.run(spec)?;
+        let (begun, to) = (Instant::now(), guest.at(0, TCP_PORT));
+        while let Err(error) = self.as_client(|| ask(to, b"there?", SERVE_DEADLINE))? {
+            if begun.elapsed() > SERVE_DEADLINE {
+                return Err(error).with_context(|| format!("the server in {}", guest.name));
+            }
+            tick(Duration::from_millis(20));
+        }
         Ok(guest)
     }
 

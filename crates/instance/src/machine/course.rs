@@ -249,7 +249,10 @@ impl Machine {
             }
             (Kind::Spill, Done::Image(image)) => self.spilled = Some(image),
             (Kind::WriteSpilled, Done::Plain) => self.image = self.spilled.take(),
-            (Kind::Prove, Done::Traffic) => self.raise(Turn::Interrupt(CancelReason::Traffic)),
+            // Unless meanwhile a caller joined who wants it whatever arrives.
+            (Kind::Prove, Done::Traffic) if self.trigger.yields_to_traffic() => {
+                self.raise(Turn::Interrupt(CancelReason::Traffic));
+            }
             (Kind::Commit, Done::Plain) => {
                 // The commit won over whatever wanted the sleep back.
                 if let Some(Turn::Interrupt(why)) = self.turn {
@@ -281,7 +284,11 @@ impl Machine {
         let Some((course, kind)) = self.current() else {
             return;
         };
-        let rule = course.plan.on_failure(kind);
+        let rule = match kind {
+            // Nobody asks for the proof any more: a caller joined who wants this sleep whatever arrives.
+            Kind::Prove if !self.trigger.yields_to_traffic() => OnFailure::Skip,
+            _ => course.plan.on_failure(kind),
+        };
         match rule {
             OnFailure::Undo => self.undo(now, course.plan, kind, failure, out),
             OnFailure::Skip => {

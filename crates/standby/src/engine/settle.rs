@@ -133,7 +133,7 @@ impl Engine {
             return;
         };
         let acting = match workload.act {
-            Act::Rest if !self.stopping && workload.is_eligible() && workload.is_seen(&self.sight) => {
+            Act::Rest if !self.stopping && workload.is_eligible() && !workload.is_held_blind(&self.sight) => {
                 workload.due().map(|(due, _)| due)
             }
             Act::Confirming { until, .. }

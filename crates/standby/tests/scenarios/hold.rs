@@ -71,7 +71,7 @@ fn scenario_41_a_hold_extends_the_countdown_and_survives_a_listing() {
 #[test]
 fn scenario_42_a_shorter_hold_replaces_a_longer_one() {
     let mut world = World::watching_one();
-    hold(&mut world, 1);
+    hold(&mut world, 1).0.unwrap();
     let mut shorter = view(1);
     shorter.policy = policy(secs(60));
     world.add(shorter);
@@ -80,7 +80,7 @@ fn scenario_42_a_shorter_hold_replaces_a_longer_one() {
         Some(TIMEOUT),
         "the old hold stands"
     );
-    hold(&mut world, 1);
+    hold(&mut world, 1).0.unwrap();
     assert_eq!(world.status(1).countdown_remaining, Some(secs(60)));
 }
 
@@ -95,7 +95,7 @@ fn scenario_43_a_hold_cancels_a_queued_sleep() {
     world.sync(&[]);
     world.pass(TIMEOUT);
     world.check(2, Status::ReadyForStandby, Reason::WaitingForSlot);
-    hold(&mut world, 2);
+    hold(&mut world, 2).0.unwrap();
     world.check(2, Status::IdleCountdown, Reason::Holding);
 }
 
@@ -145,7 +145,7 @@ fn scenario_45_a_deadline_from_before_the_hold_does_nothing() {
     let mut world = World::watching_one();
     world.pass(TIMEOUT - secs(1));
     let stale = world.engine.next_deadline().unwrap();
-    hold(&mut world, 1);
+    hold(&mut world, 1).0.unwrap();
     assert!(
         world.engine.next_deadline().is_none_or(|next| next > stale),
         "it is not there any more"
@@ -158,7 +158,7 @@ fn scenario_45_a_deadline_from_before_the_hold_does_nothing() {
 #[test]
 fn scenario_46_a_hold_survives_connections_that_come_and_go() {
     let mut world = World::watching_one();
-    hold(&mut world, 1);
+    hold(&mut world, 1).0.unwrap();
     let until = world.status(1).hold_until;
     for port in 1..5 {
         world.opened(open(1, port));
@@ -227,7 +227,7 @@ fn scenario_49_an_early_deadline_does_nothing_and_stays_armed() {
 #[test]
 fn scenario_50_an_expired_hold_is_not_shown() {
     let mut world = World::watching_one();
-    hold(&mut world, 1);
+    hold(&mut world, 1).0.unwrap();
     world.opened(open(1, 1));
     world.pass(TIMEOUT - secs(1));
     assert!(world.status(1).hold_until.is_some());

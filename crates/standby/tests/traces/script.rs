@@ -74,18 +74,10 @@ impl Script {
             "wait" => return Ok(Vec::new()),
             "status" => return Ok(vec![self.status(rest)?]),
             "hold" => return self.hold(rest),
-            "restart" => {
-                self.world.engine = World::new().engine;
-                self.met.clear();
-                return Ok(Vec::new());
-            }
+            "restart" => return Ok(self.restart()),
             "clock" => return self.step_clock(rest),
             "change" => self.change(rest)?,
-            "gone" => {
-                let id = self.id(rest)?;
-                self.met.retain(|met| *met != id);
-                Input::WorkloadGone { id }
-            }
+            "gone" => self.gone(rest)?,
             "sync-began" => Input::Observed(Observation::SyncBegan { epoch: epoch(rest)? }),
             "sync-done" => Input::Observed(Observation::SyncDone { epoch: epoch(rest)? }),
             "listed" => Input::Observed(Observation::FlowListed(self.flow(rest)?)),
@@ -141,6 +133,19 @@ impl Script {
         };
         let effects = self.world.give(input);
         Ok(effects.iter().map(|effect| self.effect(effect)).collect())
+    }
+
+    /// Another daemon: it knows nothing but what is recorded.
+    fn restart(&mut self) -> Vec<String> {
+        self.world.engine = World::new().engine;
+        self.met.clear();
+        Vec::new()
+    }
+
+    fn gone(&mut self, words: &[&str]) -> Result<Input, Wrong> {
+        let id = self.id(words)?;
+        self.met.retain(|met| *met != id);
+        Ok(Input::WorkloadGone { id })
     }
 
     fn id(&self, words: &[&str]) -> Result<WorkloadId, Wrong> {
@@ -285,7 +290,9 @@ impl Script {
         let name = words.first().ok_or("no name")?;
         let view = self.views.get(*name).ok_or("no such workload")?;
         let status = self.world.engine.describe(view, self.world.now, self.world.wall);
-        let left = status.countdown_remaining.map_or("-".to_owned(), format_duration);
+        let left = status
+            .countdown_remaining
+            .map_or_else(|| "-".to_owned(), format_duration);
         let count = status.active_inbound_count;
         Ok(format!(
             "= {} ({}) flows={count} left={left}",
