@@ -470,7 +470,7 @@ fn crash(ground: &mut Ground) {
 
 impl Daemon {
     /// The event socket fails.
-    fn socket_fails(&mut self, ground: &mut Ground) {
+    pub(crate) fn socket_fails(&mut self, ground: &mut Ground) {
         if ground.kernel.socket.take().is_some() {
             ground.note(format_args!("the event socket fails"));
             ground.tell_after(Duration::ZERO, DaemonEvent::SocketFails);

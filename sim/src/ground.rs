@@ -70,6 +70,8 @@ pub struct Profile {
     pub steps_fail: u64,
     /// A step takes longer than its deadline.
     pub steps_late: u64,
+    /// The event socket fails between the proof of a sleep and its commit, where it matters most.
+    pub sight_fails: u64,
 }
 
 impl Profile {
@@ -90,6 +92,7 @@ impl Profile {
             knocks_lost: blow(400),
             steps_fail: blow(40),
             steps_late: blow(12),
+            sight_fails: blow(60),
         }
     }
 }

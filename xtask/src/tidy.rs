@@ -1,6 +1,7 @@
 //! Checks that the compiler cannot make: the edges between rooms, their sizes, the purity of the
-//! machines, and that every crate inherits the lints.
+//! machines, that every crate inherits the lints, and that the reference pages say what the code does.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -113,6 +114,9 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     check_manifests(&root, &mut faults)?;
     check_coverage(&root, &mut faults)?;
+    check_names(&root, &sources, &ERRORS, &mut faults)?;
+    check_names(&root, &sources, &METRICS, &mut faults)?;
+    check_configuration(&root, &mut faults)?;
     for fault in &faults {
         println!("tidy: {fault}");
     }
@@ -163,7 +167,8 @@ fn check_file(root: &Path, file: &Path, faults: &mut Vec<String>) -> Result<()> 
     if !text.starts_with("//!") && !generated && !text.starts_with("#!") {
         faults.push(format!("{place}: does not open with what it is (`//!`)"));
     }
-    if PURE.iter().any(|pure| place.starts_with(pure)) {
+    let tests = place.contains("/tests/") || place.ends_with("_tests.rs");
+    if !tests && PURE.iter().any(|pure| place.starts_with(pure)) {
         // Tests at the end of a file may read golden files.
         let code = text.split("#[cfg(test)]").next().unwrap_or("");
         for (number, line) in code.lines().enumerate() {
@@ -235,22 +240,212 @@ fn check_edges(room: &str, manifest: &str, faults: &mut Vec<String>) {
     }
 }
 
-/// Every path that docs/coverage.md names must exist.
+/// Every path that docs/coverage.md names must exist and hold the item that is named with it, and every row
+/// must say one of the four things that can be said.
 fn check_coverage(root: &Path, faults: &mut Vec<String>) -> Result<()> {
-    let path = root.join("docs/coverage.md");
-    if !path.is_file() {
-        faults.push("docs/coverage.md: missing".to_owned());
+    const VERDICTS: [&str; 4] = [
+        "ours at `",
+        "refused because ",
+        "not applicable because ",
+        "later: issue ",
+    ];
+    let Some(page) = read_page(root, "docs/coverage.md", faults)? else {
         return Ok(());
-    }
-    for (number, line) in fs::read_to_string(&path)?.lines().enumerate() {
-        let Some((_, rest)) = line.split_once("ours at `") else {
-            continue;
-        };
-        let named = rest.split('`').next().unwrap_or("");
-        let file = named.split("::").next().unwrap_or(named);
-        if !root.join(file).exists() {
-            faults.push(format!("docs/coverage.md:{}: {file} does not exist", number + 1));
+    };
+    for (number, line) in page.lines().enumerate() {
+        let place = format!("docs/coverage.md:{}", number + 1);
+        if line.starts_with("| `") && !VERDICTS.iter().any(|verdict| line.contains(verdict)) {
+            faults.push(format!("{place}: says none of {VERDICTS:?}"));
+        }
+        for rest in line.split("ours at `").skip(1) {
+            let named = rest.split('`').next().unwrap_or("");
+            let mut parts = named.split("::");
+            let file = parts.next().unwrap_or(named);
+            let Ok(text) = fs::read_to_string(root.join(file)) else {
+                faults.push(format!("{place}: {file} does not exist"));
+                continue;
+            };
+            for item in parts.filter(|item| !words(&text).any(|word| word == *item)) {
+                faults.push(format!("{place}: {file} has no {item}"));
+            }
         }
     }
     Ok(())
+}
+
+/// The text of a page of docs; a fault when it is missing.
+fn read_page(root: &Path, page: &str, faults: &mut Vec<String>) -> Result<Option<String>> {
+    let path = root.join(page);
+    if !path.is_file() {
+        faults.push(format!("{page}: missing"));
+        return Ok(None);
+    }
+    fs::read_to_string(&path)
+        .with_context(|| format!("reading {page}"))
+        .map(Some)
+}
+
+/// The words of a text, as a compiler would see them.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|letter: char| !letter.is_alphanumeric() && letter != '_')
+}
+
+/// Names that a page lists, one a row, and how they look in the code.
+struct Reference {
+    page: &'static str,
+    what: &'static str,
+    is_name: fn(&str) -> bool,
+}
+
+/// Stable codes: several words in capitals. What else looks so is listed here.
+const ERRORS: Reference = Reference {
+    page: "docs/errors.md",
+    what: "error code",
+    is_name: |text| {
+        const OTHERS: [&str; 5] = ["CARGO_", "DORMOUSE_", "LISTEN_", "LC_", "CLOCK_"];
+        text.contains('_')
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+            && !text.starts_with('_')
+            && !text.ends_with('_')
+            && text != "E2FSPROGS_FAKE_TIME"
+            && !OTHERS.iter().any(|other| text.starts_with(other))
+    },
+};
+
+/// Metrics: `dormouse`, a room, and what is measured.
+const METRICS: Reference = Reference {
+    page: "docs/metrics.md",
+    what: "metric",
+    is_name: |text| {
+        text.starts_with("dormouse_")
+            && text.matches('_').count() >= 2
+            && !text.ends_with('_')
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    },
+};
+
+/// The page has a row for every name that a string of the shipped code spells, and for no other.
+fn check_names(
+    root: &Path,
+    sources: &[PathBuf],
+    reference: &Reference,
+    faults: &mut Vec<String>,
+) -> Result<()> {
+    let Reference { page, what, is_name } = reference;
+    let mut used = BTreeMap::new();
+    for file in sources {
+        let place = file.strip_prefix(root).unwrap_or(file).display().to_string();
+        let shipped = place.starts_with("crates/") || place.starts_with("bins/");
+        if !shipped || !place.contains("/src/") || place.contains("/tests/") || place.ends_with("_tests.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(file).with_context(|| format!("reading {place}"))?;
+        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            // Every second piece between quotes is a string; an escaped quote spoils its own line only.
+            for name in line.split('"').skip(1).step_by(2).filter(|text| is_name(text)) {
+                used.entry(name.to_owned()).or_insert_with(|| place.clone());
+            }
+        }
+    }
+    let Some(text) = read_page(root, page, faults)? else {
+        return Ok(());
+    };
+    let listed: BTreeSet<&str> = first_cells(&text).filter(|cell| is_name(cell)).collect();
+    for (name, place) in used.iter().filter(|(name, _)| !listed.contains(name.as_str())) {
+        faults.push(format!("{page}: no row for the {what} {name} of {place}"));
+    }
+    for name in listed.iter().filter(|name| !used.contains_key(**name)) {
+        faults.push(format!("{page}: no code has the {what} {name}"));
+    }
+    Ok(())
+}
+
+/// What stands in backquotes at the beginning of each row of a page's tables.
+fn first_cells(page: &str) -> impl Iterator<Item = &str> {
+    page.lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+}
+
+/// The page of configuration has a row for every key, with its variable, and for no other.
+fn check_configuration(root: &Path, faults: &mut Vec<String>) -> Result<()> {
+    const PAGE: &str = "docs/configuration.md";
+    let path = root.join("crates/daemon/src/config/raw.rs");
+    let source = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let keys = configuration_keys(&source);
+    let Some(page) = read_page(root, PAGE, faults)? else {
+        return Ok(());
+    };
+    let listed: BTreeSet<&str> = first_cells(&page).filter(|cell| !cell.contains(' ')).collect();
+    for key in &keys {
+        let variable = format!("`DORMOUSE_{}`", key.to_uppercase().replace('.', "__"));
+        if !listed.contains(key.as_str()) {
+            faults.push(format!("{PAGE}: no row for the key {key}"));
+        }
+        if !page.contains(&variable) {
+            faults.push(format!("{PAGE}: does not name {variable}"));
+        }
+    }
+    for key in listed.iter().filter(|key| !keys.contains(**key)) {
+        faults.push(format!("{PAGE}: there is no key {key}"));
+    }
+    Ok(())
+}
+
+/// The keys of the structures `RawConfig` (whose fields of a type `Raw…` are sections) and `Raw…`.
+fn configuration_keys(source: &str) -> BTreeSet<String> {
+    let mut section: Option<String> = None;
+    let mut keys = BTreeSet::new();
+    for line in source.lines() {
+        if let Some(name) = line.strip_prefix("pub struct Raw") {
+            section = Some(name.trim_end_matches(" {").to_lowercase());
+        } else if line.starts_with('}') {
+            section = None;
+        }
+        let field = line
+            .strip_prefix("    pub ")
+            .and_then(|field| field.split_once(": "));
+        match (&section, field) {
+            (Some(name), Some((field, kind))) if name == "config" && !kind.starts_with("Raw") => {
+                keys.insert(field.to_owned());
+            }
+            (Some(name), Some((field, _))) if name != "config" => {
+                keys.insert(format!("{name}.{field}"));
+            }
+            (_, _) => {}
+        }
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_from_the_structures() {
+        let source = "pub struct RawConfig {\n    pub run: PathBuf,\n    pub api: RawApi,\n}\n\
+                      pub struct RawApi {\n    pub socket: String,\n}\nimpl X {\n    pub fn f() {}\n}\n";
+        let keys: Vec<String> = configuration_keys(source).into_iter().collect();
+        assert_eq!(keys, ["api.socket", "run"]);
+    }
+
+    #[test]
+    fn names_are_told_from_what_only_looks_like_them() {
+        for (reference, text, want) in [
+            (&ERRORS, "IMAGE_NOT_FOUND", true),
+            (&ERRORS, "DORMOUSE_HOST", false),
+            (&ERRORS, "IMPORT_PHASE_", false),
+            (&ERRORS, "SIGTERM", false),
+            (&METRICS, "dormouse_observer_synced", true),
+            (&METRICS, "dormouse_dm", false),
+            (&METRICS, "dormouse_network=debug", false),
+        ] {
+            assert_eq!((reference.is_name)(text), want, "{text}");
+        }
+    }
 }

@@ -1,3 +1,5 @@
+//! Tests of the fake driver.
+
 use super::*;
 use crate::parts::{BootPart, RamPart, Sharing, SocketPart};
 use dormouse_model::WorkloadId;

@@ -29,7 +29,7 @@ use support::{TIMEOUT, World, confirm_of, open, secs, view};
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 512,
+        cases: 256,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
     })]

@@ -68,6 +68,10 @@ impl Daemon {
         if deed.step == Step::Shut && !instance.engine_sleep {
             instance.confirmed_passed = ground.kernel.links.get(&id).map_or(0, |link| link.passed);
         }
+        let after_proof = matches!(deed.step, Step::Pause | Step::Save { .. });
+        if after_proof && ground.fault(ground.profile.sight_fails) {
+            self.socket_fails(ground);
+        }
         let mut wait = duration_of(ground, &deed.step);
         if ground.fault(ground.profile.steps_late) {
             ground.tally.steps_late += 1;

@@ -136,7 +136,7 @@ impl Footprint {
 
     /// Through the API, when the daemon is there to do it.
     fn delete_instances(&self) -> Result<()> {
-        if locked(&self.daemon).is_none() || !self.socket().exists() {
+        if !self.daemon_lives() || !self.socket().exists() {
             return Ok(());
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -170,11 +170,21 @@ impl Footprint {
         runtime.block_on(async { tokio::time::timeout(DELETE_DEADLINE, work).await })?
     }
 
+    fn daemon_lives(&self) -> bool {
+        let mut daemon = locked(&self.daemon);
+        daemon
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
     /// SIGTERM, and SIGKILL to a daemon that does not listen.
     pub(crate) fn stop_daemon(&self) -> Result<()> {
         let Some(mut child) = locked(&self.daemon).take() else {
             return Ok(());
         };
+        if let Some(status) = child.try_wait().context("looking at the daemon")? {
+            bail!("the daemon had ended by itself with {status}");
+        }
         let daemon = PidFd::open(child.id()).context("opening the daemon")?;
         daemon
             .signal(Signal::SIGTERM)

@@ -1,3 +1,5 @@
+//! Tests of the QMP client.
+
 use super::*;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};

@@ -1,3 +1,5 @@
+//! Tests of the QMP codec.
+
 use super::*;
 use serde_json::json;
 

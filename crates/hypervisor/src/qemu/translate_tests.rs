@@ -1,3 +1,5 @@
+//! Tests of the translation to command lines.
+
 use super::*;
 use crate::layout::examples::{boot, layout, spec};
 

@@ -284,10 +284,11 @@ impl Machine {
         let Some((course, kind)) = self.current() else {
             return;
         };
-        let rule = match kind {
-            // Nobody asks for the proof any more: a caller joined who wants this sleep whatever arrives.
-            Kind::Prove if !self.trigger.yields_to_traffic() => OnFailure::Skip,
-            _ => course.plan.on_failure(kind),
+        // Nobody asks for the proof any more once a caller joined who wants this sleep whatever arrives.
+        let rule = if kind == Kind::Prove && !self.trigger.yields_to_traffic() {
+            OnFailure::Skip
+        } else {
+            course.plan.on_failure(kind)
         };
         match rule {
             OnFailure::Undo => self.undo(now, course.plan, kind, failure, out),
