@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dormouse_conntrack::{BARRIER_PATIENCE, ListFilter, ObserverHandle, Observations};
+use dormouse_conntrack::{BARRIER_PATIENCE, ListFilter, Observations, ObserverHandle};
 use dormouse_instance::machine::CancelReason;
 use dormouse_instance::rooms::{Clock, IdleProof};
 use dormouse_instance::view::InstanceView;
@@ -88,27 +88,43 @@ impl Watchbook {
     /// A book with nothing noted.
     #[must_use]
     pub fn new(observer: ObserverHandle) -> Self {
-        Self { observer, noted: Mutex::default() }
+        Self {
+            observer,
+            noted: Mutex::default(),
+        }
     }
 
     fn noted(&self, id: WorkloadId) -> Option<u64> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
+        self.noted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .copied()
     }
 
     fn note(&self, id: WorkloadId, counters: LinkCounters) {
         let counters = counters.received_by_guest;
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner).insert(id, counters);
+        self.noted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, counters);
     }
 
     fn forget(&self, id: WorkloadId) {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.noted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
     }
 }
 
 #[tonic::async_trait]
 impl IdleProof for Watchbook {
     async fn nothing_arrived(&self, id: WorkloadId, now: LinkCounters) -> Result<bool, String> {
-        self.observer.barrier(BARRIER_PATIENCE).await.map_err(|error| chain(&error))?;
+        self.observer
+            .barrier(BARRIER_PATIENCE)
+            .await
+            .map_err(|error| chain(&error))?;
         // Without a note nobody claimed that it is idle: a caller wanted this sleep.
         Ok(self.noted(id).is_none_or(|noted| noted == now.received_by_guest))
     }
@@ -117,8 +133,14 @@ impl IdleProof for Watchbook {
 /// What callers ask the engine.
 #[derive(Debug)]
 enum Ask {
-    Status { id: WorkloadId, answer: oneshot::Sender<Option<StatusSnapshot>> },
-    Hold { id: WorkloadId, answer: oneshot::Sender<Result<(), HoldError>> },
+    Status {
+        id: WorkloadId,
+        answer: oneshot::Sender<Option<StatusSnapshot>>,
+    },
+    Hold {
+        id: WorkloadId,
+        answer: oneshot::Sender<Result<(), HoldError>>,
+    },
 }
 
 /// Asks the engine. Cheap to clone.
@@ -142,7 +164,10 @@ impl EngineHandle {
     pub async fn hold(&self, id: WorkloadId) -> Result<(), HoldError> {
         let (answer, wait) = oneshot::channel();
         let stopping = || HoldError::Stopping { id };
-        self.asks.send(Ask::Hold { id, answer }).await.map_err(|_| stopping())?;
+        self.asks
+            .send(Ask::Hold { id, answer })
+            .await
+            .map_err(|_| stopping())?;
         wait.await.map_err(|_| stopping())?
     }
 }
@@ -150,10 +175,26 @@ impl EngineHandle {
 /// How something that the engine asked for ended.
 #[derive(Debug)]
 enum Ended {
-    Confirmed { id: WorkloadId, attempt: Attempt, answer: ConfirmAnswer },
-    Slept { id: WorkloadId, attempt: Attempt, end: SleepEnd },
-    Woke { id: WorkloadId, attempt: Attempt, end: WakeEnd },
-    Recorded { id: WorkloadId, attempt: Attempt, written: bool },
+    Confirmed {
+        id: WorkloadId,
+        attempt: Attempt,
+        answer: ConfirmAnswer,
+    },
+    Slept {
+        id: WorkloadId,
+        attempt: Attempt,
+        end: SleepEnd,
+    },
+    Woke {
+        id: WorkloadId,
+        attempt: Attempt,
+        end: WakeEnd,
+    },
+    Recorded {
+        id: WorkloadId,
+        attempt: Attempt,
+        written: bool,
+    },
     Nothing,
 }
 
@@ -258,7 +299,8 @@ impl EngineTask {
         let (now, wall) = (self.rooms.clock.now(), self.rooms.clock.wall());
         let mut effects = Vec::new();
         for observation in batch {
-            self.engine.handle(now, wall, Input::Observed(observation), &mut effects);
+            self.engine
+                .handle(now, wall, Input::Observed(observation), &mut effects);
         }
         self.perform(effects);
     }
@@ -267,12 +309,22 @@ impl EngineTask {
         let now = self.rooms.clock.now();
         self.knocked_at.entry(id).or_insert(now);
         self.rooms.instances.knock(id);
-        self.input(Input::Knocked { id, knock: Knock::Inbound });
+        self.input(Input::Knocked {
+            id,
+            knock: Knock::Inbound,
+        });
     }
 
     async fn take_all_instances(&mut self) {
         for view in self.rooms.instances.list() {
-            let record = self.rooms.store.get::<IdleNotes>(view.id).await.ok().flatten().map(IdleRecord::from);
+            let record = self
+                .rooms
+                .store
+                .get::<IdleNotes>(view.id)
+                .await
+                .ok()
+                .flatten()
+                .map(IdleRecord::from);
             self.meet(&view, record);
         }
     }
@@ -289,7 +341,9 @@ impl EngineTask {
                     Ended::Nothing
                 });
             }
-            InstanceEvent::Created(view) | InstanceEvent::Updated(view) | InstanceEvent::StateChanged { now: view, .. } => {
+            InstanceEvent::Created(view)
+            | InstanceEvent::Updated(view)
+            | InstanceEvent::StateChanged { now: view, .. } => {
                 self.meet(view, None);
             }
         }
@@ -350,7 +404,11 @@ impl EngineTask {
                 Effect::RequestSleep { id, attempt } => {
                     let instances = self.rooms.instances.clone();
                     self.running.spawn(async move {
-                        Ended::Slept { id, attempt, end: instances.engine_sleep(id, attempt).await }
+                        Ended::Slept {
+                            id,
+                            attempt,
+                            end: instances.engine_sleep(id, attempt).await,
+                        }
                     });
                 }
                 Effect::CancelSleep { id, attempt, why } => {
@@ -363,9 +421,17 @@ impl EngineTask {
                 }
                 Effect::RequestWake { id, attempt, cause } => {
                     let instances = self.rooms.instances.clone();
-                    let at = self.knocked_at.get(&id).copied().unwrap_or_else(|| self.rooms.clock.now());
+                    let at = self
+                        .knocked_at
+                        .get(&id)
+                        .copied()
+                        .unwrap_or_else(|| self.rooms.clock.now());
                     self.running.spawn(async move {
-                        Ended::Woke { id, attempt, end: instances.engine_wake(id, attempt, cause, at).await }
+                        Ended::Woke {
+                            id,
+                            attempt,
+                            end: instances.engine_wake(id, attempt, cause, at).await,
+                        }
                     });
                 }
                 Effect::RecordIdle { id, attempt, record } => self.record(id, attempt, record),
@@ -392,20 +458,29 @@ impl EngineTask {
             if let Err(error) = &written {
                 tracing::warn!(instance_id = %id, error = %chain(error), "idle notes not written");
             }
-            Ended::Recorded { id, attempt, written: written.is_ok() }
+            Ended::Recorded {
+                id,
+                attempt,
+                written: written.is_ok(),
+            }
         });
     }
 
     fn confirm(&mut self, id: WorkloadId, attempt: Attempt) {
         let view = self.rooms.instances.view(id);
-        let (observer, network, book) =
-            (self.rooms.observer.clone(), self.rooms.network.clone(), Arc::clone(&self.rooms.watchbook));
+        let (observer, network, book) = (
+            self.rooms.observer.clone(),
+            self.rooms.network.clone(),
+            Arc::clone(&self.rooms.watchbook),
+        );
         self.running.spawn(async move {
             let answer = match view {
                 Ok(view) => confirm(&observer, &network, &book, &view)
                     .await
                     .unwrap_or_else(|why| ConfirmAnswer::Unsure { why }),
-                Err(error) => ConfirmAnswer::Unsure { why: error.to_string() },
+                Err(error) => ConfirmAnswer::Unsure {
+                    why: error.to_string(),
+                },
             };
             Ended::Confirmed { id, attempt, answer }
         });
@@ -437,7 +512,10 @@ async fn confirm(
     book: &Watchbook,
     view: &InstanceView,
 ) -> Result<ConfirmAnswer, String> {
-    observer.barrier(BARRIER_PATIENCE).await.map_err(|error| chain(&error))?;
+    observer
+        .barrier(BARRIER_PATIENCE)
+        .await
+        .map_err(|error| chain(&error))?;
     let link = network.link(view.id).ok_or("it has no link")?;
     let counters = link.counters().await.map_err(|error| chain(&error))?;
     if book.noted(view.id) == Some(counters.received_by_guest) {
@@ -448,12 +526,23 @@ async fn confirm(
     };
     let mut flows = Vec::new();
     for address in view.addresses.both() {
-        let listed = observer.list(ListFilter::Responder(address), LISTING).await.map_err(|error| chain(&error))?;
-        flows.extend(listed.into_iter().filter(|flow| flow.holds_awake(address, policy)));
+        let listed = observer
+            .list(ListFilter::Responder(address), LISTING)
+            .await
+            .map_err(|error| chain(&error))?;
+        flows.extend(
+            listed
+                .into_iter()
+                .filter(|flow| flow.holds_awake(address, policy)),
+        );
     }
     // Read before the listing: what moves the counters from there on is asked for again.
     book.note(view.id, counters);
-    Ok(if flows.is_empty() { ConfirmAnswer::Idle } else { ConfirmAnswer::Live { flows } })
+    Ok(if flows.is_empty() {
+        ConfirmAnswer::Idle
+    } else {
+        ConfirmAnswer::Live { flows }
+    })
 }
 
 /// The engine's reason to cancel in the lifecycle machine's words.

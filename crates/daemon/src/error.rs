@@ -16,7 +16,12 @@ pub struct DaemonError {
 impl DaemonError {
     /// Could not do this because of that.
     pub fn new(doing: &'static str, cause: impl Fault) -> Self {
-        Self { doing, kind: cause.kind(), code: cause.code(), source: Box::new(cause) }
+        Self {
+            doing,
+            kind: cause.kind(),
+            code: cause.code(),
+            source: Box::new(cause),
+        }
     }
 }
 

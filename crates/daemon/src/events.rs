@@ -67,8 +67,14 @@ impl EventLog {
     /// An empty log; `epoch` is random.
     #[must_use]
     pub fn new(epoch: u64) -> Self {
-        let shared = Shared { kept: Mutex::default(), newest: watch::Sender::new(0), epoch };
-        Self { shared: Arc::new(shared) }
+        let shared = Shared {
+            kept: Mutex::default(),
+            newest: watch::Sender::new(0),
+            epoch,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<Arc<Entry>>> {
@@ -121,7 +127,10 @@ impl EventLog {
         let kept = self.kept();
         let first = kept.front().map_or(position + 1, |entry| entry.number);
         if position + 1 < first {
-            return Found::Gap { missed: first - position - 1, resume_after: first - 1 };
+            return Found::Gap {
+                missed: first - position - 1,
+                resume_after: first - 1,
+            };
         }
         let skip = usize::try_from(position + 1 - first).unwrap_or(usize::MAX);
         Found::Entries(kept.iter().skip(skip).cloned().collect())
@@ -133,7 +142,10 @@ mod tests {
     use super::*;
 
     fn push(log: &EventLog, digest: &str) {
-        let what = Happening::Image { digest: digest.to_owned(), imported: true };
+        let what = Happening::Image {
+            digest: digest.to_owned(),
+            imported: true,
+        };
         log.push(WallTime::default(), what);
     }
 
@@ -144,9 +156,13 @@ mod tests {
         for _ in 0..KEPT + 10 {
             push(&log, "d");
         }
-        let Found::Gap { missed, resume_after } = log.after(0) else { panic!("ten are forgotten") };
+        let Found::Gap { missed, resume_after } = log.after(0) else {
+            panic!("ten are forgotten")
+        };
         assert_eq!((missed, resume_after), (10, 10));
-        let Found::Entries(entries) = log.after(resume_after) else { panic!("kept") };
+        let Found::Entries(entries) = log.after(resume_after) else {
+            panic!("kept")
+        };
         assert_eq!((entries.len(), entries[0].number), (KEPT, 11));
         let cursor = log.cursor();
         assert_eq!(log.position(&cursor), Some((KEPT + 10) as u64));

@@ -65,7 +65,9 @@ pub fn mark(data: &Path) -> String {
         .as_os_str()
         .as_encoded_bytes()
         .iter()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        .fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
     format!("{hash:08x}")
 }
 
@@ -96,7 +98,10 @@ pub fn prepare_data(config: &Config) -> Result<(), HostError> {
 
 fn directory(path: &Path, mode: u32) -> Result<(), HostError> {
     let made = DirBuilder::new().recursive(true).mode(mode).create(path);
-    made.map_err(|source| HostError::Directory { path: path.to_owned(), source })
+    made.map_err(|source| HostError::Directory {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The empty network namespace of the VMMs, made once a boot: it outlives the daemon as they do.
@@ -116,8 +121,12 @@ pub fn vmm_namespace(run: &Path) -> Result<Namespace, NamespaceError> {
 
 /// Whether the text of a mountinfo names `path` as a mount point (proc_pid_mountinfo(5), field 5).
 fn is_mounted(mountinfo: &str, path: &Path) -> bool {
-    let Some(wanted) = path.to_str().map(|text| text.replace(' ', "\\040")) else { return false };
-    mountinfo.lines().any(|line| line.split(' ').nth(4) == Some(wanted.as_str()))
+    let Some(wanted) = path.to_str().map(|text| text.replace(' ', "\\040")) else {
+        return false;
+    };
+    mountinfo
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(wanted.as_str()))
 }
 
 fn mount_ram(at: &Path, size: Option<Bytes>) -> Result<(), HostError> {
@@ -126,8 +135,17 @@ fn mount_ram(at: &Path, size: Option<Bytes>) -> Result<(), HostError> {
     let size = size.map_or_else(|| "100%".to_owned(), |size| size.0.to_string());
     let options = format!("size={size},mode=0700,nr_inodes=100000");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some(RAM_MOUNT_SOURCE), at, Some("tmpfs"), flags, Some(options.as_str()))
-        .map_err(|errno| HostError::Mount { path: at.to_owned(), source: errno.into() })
+    mount(
+        Some(RAM_MOUNT_SOURCE),
+        at,
+        Some("tmpfs"),
+        flags,
+        Some(options.as_str()),
+    )
+    .map_err(|errno| HostError::Mount {
+        path: at.to_owned(),
+        source: errno.into(),
+    })
 }
 
 #[cfg(test)]
@@ -144,8 +162,14 @@ mod tests {
 
     #[test]
     fn marks_differ_and_stay() {
-        assert_eq!(mark(Path::new("/var/lib/dormouse")), mark(Path::new("/var/lib/dormouse")));
-        assert_ne!(mark(Path::new("/var/lib/dormouse")), mark(Path::new("/var/lib/dormousf")));
+        assert_eq!(
+            mark(Path::new("/var/lib/dormouse")),
+            mark(Path::new("/var/lib/dormouse"))
+        );
+        assert_ne!(
+            mark(Path::new("/var/lib/dormouse")),
+            mark(Path::new("/var/lib/dormousf"))
+        );
         assert_eq!(mark(Path::new("/x")).len(), 8);
     }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dormouse_image::{
-    ContentStore, Digest, ImageError, ImageIndex, ImageName, ImageRecord, ImportOptions, IndexError, Limits, Progress,
+    ContentStore, Digest, ImageError, ImageIndex, ImageName, ImageRecord, ImportOptions, IndexError, Limits,
+    Progress,
 };
 use dormouse_instance::rooms::{GuestCommand, Images};
 use dormouse_model::{InstanceSpec, WallTime};
@@ -38,7 +39,9 @@ fn key(name: &ImageName) -> Key {
 
 impl ImageIndex for StoreIndex {
     fn put(&self, record: &ImageRecord) -> Result<(), IndexError> {
-        let body = ImageBody { body: record.encode() };
+        let body = ImageBody {
+            body: record.encode(),
+        };
         Ok(self.runtime.block_on(self.store.put(key(&record.name), &body))?)
     }
 
@@ -76,10 +79,17 @@ impl ImageRoom {
     /// # Errors
     /// When they cannot be read.
     pub async fn open(data: &Path, store: Store) -> Result<Self, ImageError> {
-        let index = StoreIndex { store, runtime: tokio::runtime::Handle::current() };
+        let index = StoreIndex {
+            store,
+            runtime: tokio::runtime::Handle::current(),
+        };
         let folder = data.to_owned();
-        let content = blocking(move || ContentStore::open(&folder, Arc::new(index), Limits::default())).await?;
-        let room = Self { content: Arc::new(content), known: Arc::default() };
+        let content =
+            blocking(move || ContentStore::open(&folder, Arc::new(index), Limits::default())).await?;
+        let room = Self {
+            content: Arc::new(content),
+            known: Arc::default(),
+        };
         for record in room.list().await? {
             room.remember(record);
         }
@@ -92,7 +102,11 @@ impl ImageRoom {
     }
 
     fn recall(&self, digest: &str) -> Option<Arc<ImageRecord>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+        self.known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(digest)
+            .cloned()
     }
 
     /// Imports an archive or a layout directory; `progress` is called from the importing thread.
@@ -164,20 +178,30 @@ async fn blocking<T: Send + 'static>(
 #[tonic::async_trait]
 impl Images for ImageRoom {
     async fn digest_of(&self, reference: &str) -> Result<String, ImageError> {
-        self.find(reference.to_owned()).await.map(|record| record.digest.to_string())
+        self.find(reference.to_owned())
+            .await
+            .map(|record| record.digest.to_string())
     }
 
     fn root_file_system(&self, digest: &str) -> PathBuf {
-        digest.parse::<Digest>().map(|digest| self.content.rootfs_path(&digest)).unwrap_or_default()
+        digest
+            .parse::<Digest>()
+            .map(|digest| self.content.rootfs_path(&digest))
+            .unwrap_or_default()
     }
 
     fn command_of(&self, digest: &str, spec: &InstanceSpec) -> GuestCommand {
-        let Some(record) = self.recall(digest) else { return GuestCommand::default() };
+        let Some(record) = self.recall(digest) else {
+            return GuestCommand::default();
+        };
         let config = &record.config;
         GuestCommand {
             arguments: config.arguments(&spec.entrypoint, &spec.command),
             environment: config.environment_with(&spec.environment),
-            working_directory: spec.working_directory.clone().unwrap_or_else(|| config.working_directory.clone()),
+            working_directory: spec
+                .working_directory
+                .clone()
+                .unwrap_or_else(|| config.working_directory.clone()),
             user: spec.user.clone().unwrap_or_else(|| config.user.clone()),
             stop_signal: config.stop_signal,
         }

@@ -37,12 +37,26 @@ pub async fn reach(run: &Path) -> Result<KeeperClient, KeeperError> {
 
 /// Starts the keeper that lies beside the daemon. What goes wrong shows when it does not answer.
 fn start(run: &Path, socket: &Path) {
-    let Ok(program) = std::env::current_exe().map(|path| path.with_file_name("dormouse-keeper")) else { return };
-    let log = OpenOptions::new().append(true).create(true).open(run.join("keeper.log"));
-    let output = || log.as_ref().ok().and_then(|log| log.try_clone().ok()).map_or_else(Stdio::null, Stdio::from);
+    let Ok(program) = std::env::current_exe().map(|path| path.with_file_name("dormouse-keeper")) else {
+        return;
+    };
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(run.join("keeper.log"));
+    let output = || {
+        log.as_ref()
+            .ok()
+            .and_then(|log| log.try_clone().ok())
+            .map_or_else(Stdio::null, Stdio::from)
+    };
     let mut command = Command::new(&program);
     // It makes a session of its own: a terminal's signals, and a supervisor's to our group, pass it by.
-    command.arg(socket).stdin(Stdio::null()).stdout(output()).stderr(output());
+    command
+        .arg(socket)
+        .stdin(Stdio::null())
+        .stdout(output())
+        .stderr(output());
     match command.spawn() {
         // Reaped by nobody while we live, which costs one entry of the process table at its end.
         Ok(child) => tracing::info!(pid = child.id(), "keeper started"),

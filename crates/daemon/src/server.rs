@@ -28,7 +28,10 @@ const REQUESTS: usize = 256;
 /// # Errors
 /// When it cannot be bound.
 pub fn bind(path: &Path) -> Result<UnixListener, HostError> {
-    let fail = |source| HostError::Socket { path: path.to_owned(), source };
+    let fail = |source| HostError::Socket {
+        path: path.to_owned(),
+        source,
+    };
     match fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -67,5 +70,7 @@ pub async fn serve(
         Ok(service) => server = server.add_service(service),
         Err(error) => tracing::error!(%error, "reflection is off"),
     }
-    server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await
+    server
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .await
 }

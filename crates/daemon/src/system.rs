@@ -69,7 +69,11 @@ impl HostFacts {
     /// Reads them; what cannot be read is empty or zero.
     #[must_use]
     pub fn read() -> Self {
-        let line = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        let line = |path: &str| {
+            fs::read_to_string(path)
+                .map(|text| text.trim().to_owned())
+                .unwrap_or_default()
+        };
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -84,7 +88,9 @@ impl HostFacts {
 
 /// A field of /proc/meminfo, which counts in KiB.
 fn meminfo_field(text: &str, name: &str) -> Bytes {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let kib: u64 = line
         .and_then(|rest| rest.split_whitespace().next())
         .and_then(|number| number.parse().ok())
@@ -120,7 +126,12 @@ pub struct Check {
 
 fn check(name: &'static str, verdict: Verdict, detail: String, advice: &'static str) -> Check {
     let advice = if verdict == Verdict::Ok { "" } else { advice };
-    Check { name, verdict, detail, advice }
+    Check {
+        name,
+        verdict,
+        detail,
+        advice,
+    }
 }
 
 /// Looks at everything, in the order in which things build on each other. Blocking.
@@ -130,7 +141,11 @@ pub fn doctor(facts: &SystemFacts) -> Vec<Check> {
         check_accelerator(facts),
         check(
             "qemu",
-            if facts.driver_version.is_empty() { Verdict::Failed } else { Verdict::Ok },
+            if facts.driver_version.is_empty() {
+                Verdict::Failed
+            } else {
+                Verdict::Ok
+            },
             format!("version {}", facts.driver_version),
             "install qemu-system-x86",
         ),
@@ -146,15 +161,29 @@ pub fn doctor(facts: &SystemFacts) -> Vec<Check> {
 }
 
 fn check_accelerator(facts: &SystemFacts) -> Check {
-    let verdict = if facts.accelerator == "kvm" { Verdict::Ok } else { Verdict::Warning };
+    let verdict = if facts.accelerator == "kvm" {
+        Verdict::Ok
+    } else {
+        Verdict::Warning
+    };
     let detail = format!("{}: {}", facts.accelerator, facts.accelerator_reason);
-    check("accelerator", verdict, detail, "guests are emulated: use a host whose /dev/kvm runs them")
+    check(
+        "accelerator",
+        verdict,
+        detail,
+        "guests are emulated: use a host whose /dev/kvm runs them",
+    )
 }
 
 fn check_guest_kernel(facts: &SystemFacts) -> Check {
     match &facts.guest_kernel {
         Ok(path) => check("guest_kernel", Verdict::Ok, path.display().to_string(), ""),
-        Err(why) => check("guest_kernel", Verdict::Failed, why.clone(), "run: dormouse setup"),
+        Err(why) => check(
+            "guest_kernel",
+            Verdict::Failed,
+            why.clone(),
+            "run: dormouse setup",
+        ),
     }
 }
 
@@ -172,7 +201,11 @@ fn check_placement(facts: &SystemFacts) -> Check {
         Placement::Disk => "memory is a disk file, shared: a busy guest writes to the disk".to_owned(),
         Placement::Auto => "not resolved".to_owned(),
     };
-    let verdict = if facts.placement == Placement::Disk { Verdict::Warning } else { Verdict::Ok };
+    let verdict = if facts.placement == Placement::Disk {
+        Verdict::Warning
+    } else {
+        Verdict::Ok
+    };
     check("placement", verdict, detail, "set memory.placement to auto")
 }
 
@@ -180,9 +213,18 @@ fn check_room(facts: &SystemFacts) -> Check {
     match nix::sys::statvfs::statvfs(facts.data_directory.as_path()) {
         Ok(found) => {
             let free = Bytes(found.blocks_available().saturating_mul(found.fragment_size()));
-            let verdict = if free < Bytes::gib(5) { Verdict::Warning } else { Verdict::Ok };
+            let verdict = if free < Bytes::gib(5) {
+                Verdict::Warning
+            } else {
+                Verdict::Ok
+            };
             let detail = format!("{} MiB free in {}", free.as_mib(), facts.data_directory.display());
-            check("disk_room", verdict, detail, "free some space: images, disks and sleepers need it")
+            check(
+                "disk_room",
+                verdict,
+                detail,
+                "free some space: images, disks and sleepers need it",
+            )
         }
         Err(errno) => {
             let detail = format!("{}: {errno}", facts.data_directory.display());
@@ -197,16 +239,35 @@ fn check_conntrack(facts: &SystemFacts) -> Vec<Check> {
             Ok(namespace) => Some(namespace),
             Err(error) => {
                 let detail = chain(&error);
-                return vec![check("namespace", Verdict::Failed, detail, "make the namespace or change the key")];
+                return vec![check(
+                    "namespace",
+                    Verdict::Failed,
+                    detail,
+                    "make the namespace or change the key",
+                )];
             }
         },
         None => None,
     };
     match Requirements::check(namespace.as_ref()) {
         Ok(found) => {
-            let events = if found.events == EventsSetting::Always { Verdict::Ok } else { Verdict::Failed };
-            let tracked = |tracking| if tracking == Tracking::Off { Verdict::Failed } else { Verdict::Ok };
-            let room = if found.entries.saturating_mul(2) > found.entries_max { Verdict::Warning } else { Verdict::Ok };
+            let events = if found.events == EventsSetting::Always {
+                Verdict::Ok
+            } else {
+                Verdict::Failed
+            };
+            let tracked = |tracking| {
+                if tracking == Tracking::Off {
+                    Verdict::Failed
+                } else {
+                    Verdict::Ok
+                }
+            };
+            let room = if found.entries.saturating_mul(2) > found.entries_max {
+                Verdict::Warning
+            } else {
+                Verdict::Ok
+            };
             vec![
                 check(
                     "conntrack_events",
@@ -214,8 +275,18 @@ fn check_conntrack(facts: &SystemFacts) -> Vec<Check> {
                     format!("{:?}", found.events),
                     "set net.netfilter.nf_conntrack_events to 1",
                 ),
-                check("conntrack_ipv4", tracked(found.tracking_v4), format!("{:?}", found.tracking_v4), "a rule exempts it"),
-                check("conntrack_ipv6", tracked(found.tracking_v6), format!("{:?}", found.tracking_v6), "a rule exempts it"),
+                check(
+                    "conntrack_ipv4",
+                    tracked(found.tracking_v4),
+                    format!("{:?}", found.tracking_v4),
+                    "a rule exempts it",
+                ),
+                check(
+                    "conntrack_ipv6",
+                    tracked(found.tracking_v6),
+                    format!("{:?}", found.tracking_v6),
+                    "a rule exempts it",
+                ),
                 check(
                     "conntrack_room",
                     room,
@@ -224,7 +295,12 @@ fn check_conntrack(facts: &SystemFacts) -> Vec<Check> {
                 ),
             ]
         }
-        Err(error) => vec![check("conntrack", Verdict::Failed, chain(&error), "see the daemon's log")],
+        Err(error) => vec![check(
+            "conntrack",
+            Verdict::Failed,
+            chain(&error),
+            "see the daemon's log",
+        )],
     }
 }
 
@@ -233,7 +309,9 @@ fn check_neighbours() -> Vec<Check> {
     let mut checks = Vec::new();
     for (name, family) in [("neighbours_ipv4", "ipv4"), ("neighbours_ipv6", "ipv6")] {
         let path = format!("/proc/sys/net/{family}/neigh/default/gc_thresh3");
-        let most = fs::read_to_string(Path::new(&path)).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let most = fs::read_to_string(Path::new(&path))
+            .ok()
+            .and_then(|text| text.trim().parse::<u64>().ok());
         checks.push(match most {
             Some(most) if most > 1024 => check(name, Verdict::Ok, format!("at most {most}"), ""),
             Some(most) => check(
@@ -242,7 +320,12 @@ fn check_neighbours() -> Vec<Check> {
                 format!("at most {most}, for all sleepers and the host's own neighbours together"),
                 "dormouse setup raises net.*.neigh.default.gc_thresh1-3 above the number of sleepers",
             ),
-            None => check(name, Verdict::Skipped, format!("{path} is not in this namespace"), ""),
+            None => check(
+                name,
+                Verdict::Skipped,
+                format!("{path} is not in this namespace"),
+                "",
+            ),
         });
     }
     checks

@@ -83,8 +83,10 @@ pub async fn join(config: &Config) -> Result<House, DaemonError> {
 
     let namespace = open_namespace(config)?;
     dormouse_conntrack::requirements::enable_events(namespace.as_deref())?;
-    let observer_config =
-        ObserverConfig { receive_buffer: config.receive_buffer, ..ObserverConfig::standard(namespace) };
+    let observer_config = ObserverConfig {
+        receive_buffer: config.receive_buffer,
+        ..ObserverConfig::standard(namespace)
+    };
     let (observer, observer_handle, observations) = Observer::new(observer_config);
     tasks.spawn(async move {
         observer.run().await;
@@ -102,9 +104,16 @@ pub async fn join(config: &Config) -> Result<House, DaemonError> {
     };
     let boot = guest_boot(config);
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
-    let layout =
-        Layout { data: config.data_directory.clone(), run: config.run_directory.clone(), ram };
-    let sleep_support = if probe.can.sleep { SleepSupport::Able } else { SleepSupport::DriverCannot };
+    let layout = Layout {
+        data: config.data_directory.clone(),
+        run: config.run_directory.clone(),
+        ram,
+    };
+    let sleep_support = if probe.can.sleep {
+        SleepSupport::Able
+    } else {
+        SleepSupport::DriverCannot
+    };
     let rooms = Arc::new(Rooms {
         store: store.clone(),
         driver: Arc::new(driver),
@@ -155,7 +164,11 @@ pub async fn join(config: &Config) -> Result<House, DaemonError> {
     let events = EventLog::new(u64::from_be_bytes(rooms.random()));
     spawn_event_log(&mut tasks, &instances, &events, &clock);
     let api = Api::new(instances.clone(), images, engine_handle, events, Arc::new(facts));
-    Ok(House { api, instances, tasks })
+    Ok(House {
+        api,
+        instances,
+        tasks,
+    })
 }
 
 fn spawn_event_log(tasks: &mut Tasks, instances: &Instances, events: &EventLog, clock: &Arc<Clock>) {
@@ -182,7 +195,12 @@ fn qemu_config(config: &Config) -> QemuConfig {
     let program = which(&config.qemu);
     // The probe's guest runs as the guests will, at the end of the range: no instance has that user.
     let uid = config.first_uid.saturating_add(config.uid_count);
-    QemuConfig { program, accelerator, probe_identity: Some(Identity { uid, gid: uid }), ..QemuConfig::default() }
+    QemuConfig {
+        program,
+        accelerator,
+        probe_identity: Some(Identity { uid, gid: uid }),
+        ..QemuConfig::default()
+    }
 }
 
 /// A bare name is looked for on the path; a path is taken as it is.
@@ -233,17 +251,29 @@ fn engine_config(config: &Config) -> dormouse_standby::Config {
 
 /// What guests boot; without it instances cannot start, and everything else works.
 fn guest_boot(config: &Config) -> Result<GuestBoot, String> {
-    let agent = config.agent.clone().or_else(beside_us).ok_or("the daemon's own path is unknown")?;
-    let kernel = GuestKernel::locate(&config.data_directory, config.kernel.as_deref()).map_err(|error| chain(&error))?;
+    let agent = config
+        .agent
+        .clone()
+        .or_else(beside_us)
+        .ok_or("the daemon's own path is unknown")?;
+    let kernel = GuestKernel::locate(&config.data_directory, config.kernel.as_deref())
+        .map_err(|error| chain(&error))?;
     let folder = config.data_directory.join("guest");
     let initrd = initrd::build(&kernel, &agent, &folder).map_err(|error| chain(&error))?;
     let command_line =
-        "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 net.ifnames=0 cryptomgr.notests nowatchdog".to_owned();
-    Ok(GuestBoot { kernel: kernel.image().to_owned(), initrd, command_line })
+        "console=ttyS0 quiet loglevel=4 reboot=t panic=-1 net.ifnames=0 cryptomgr.notests nowatchdog"
+            .to_owned();
+    Ok(GuestBoot {
+        kernel: kernel.image().to_owned(),
+        initrd,
+        command_line,
+    })
 }
 
 fn beside_us() -> Option<PathBuf> {
-    std::env::current_exe().ok().map(|path| path.with_file_name("dormouse-agent"))
+    std::env::current_exe()
+        .ok()
+        .map(|path| path.with_file_name("dormouse-agent"))
 }
 
 fn system_facts(
@@ -277,7 +307,10 @@ fn system_facts(
         ipv6_prefix: format!("{}/{}", prefix.0, prefix.1),
         started_at: clock.wall(),
         boot_id: dormouse_sys::clock::boot_id().unwrap_or_default(),
-        guest_kernel: boot.as_ref().map(|boot| boot.kernel.clone()).map_err(Clone::clone),
+        guest_kernel: boot
+            .as_ref()
+            .map(|boot| boot.kernel.clone())
+            .map_err(Clone::clone),
         cgroup: format!("{:?} at {}", cgroups.version(), cgroups.root().display()),
     }
 }

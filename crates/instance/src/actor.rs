@@ -7,22 +7,28 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormouse_model::{Attempt, FailReason, MonoTime, State, WakeCause};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use self::figures::Figures;
+use self::underway::Underway;
 use crate::agent::{AgentEvent, AgentLink, Origin};
 use crate::machine::{
-    Answer, Asker, Effect, Exit, Input, Kept, Machine, Outcome, Phase, ProcessIdentity, Removal, Request, Step,
-    StepFailure, Ticket,
+    Answer, Asker, Effect, Exit, Input, Kept, Machine, Outcome, Phase, ProcessIdentity, Removal, Request,
+    Step, Ticket,
 };
 use crate::memory::Home;
 use crate::record::Remembered;
 use crate::rooms::Rooms;
 use crate::steps::{Change, Parts, StepContext, StepReport};
 use crate::view::{ExitInfo, InstanceEvent, InstanceView};
+
+mod figures;
+mod underway;
+
+pub(crate) use underway::Cut;
 
 /// What may wait in an instance's inbox; a sender waits when it is full.
 pub(crate) const INBOX: usize = 64;
@@ -76,8 +82,7 @@ pub(crate) struct Actor {
     outlets: Outlets,
     inbox: mpsc::Receiver<Command>,
     parts: Parts,
-    steps: JoinSet<StepReport>,
-    cuts: HashMap<Attempt, Arc<AtomicBool>>,
+    underway: Underway,
     exits: JoinSet<(ProcessIdentity, Exit)>,
     agent_events: mpsc::Receiver<AgentEvent>,
     agent_sender: mpsc::Sender<AgentEvent>,
@@ -85,8 +90,7 @@ pub(crate) struct Actor {
     chores: JoinSet<()>,
     waiters: HashMap<Ticket, oneshot::Sender<Outcome>>,
     caller_attempts: Attempt,
-    sleep_asked: Option<MonoTime>,
-    wake_asked: Option<MonoTime>,
+    figures: Figures,
     gone: bool,
     detaching: bool,
 }
@@ -110,8 +114,7 @@ impl Actor {
             outlets,
             inbox,
             parts,
-            steps: JoinSet::new(),
-            cuts: HashMap::new(),
+            underway: Underway::default(),
             exits: JoinSet::new(),
             agent_events,
             agent_sender,
@@ -119,29 +122,33 @@ impl Actor {
             chores: JoinSet::new(),
             waiters: HashMap::new(),
             caller_attempts: Attempt(0),
-            sleep_asked: None,
-            wake_asked: None,
+            figures: Figures::default(),
             gone: false,
             detaching: false,
         }
     }
 
-    /// Runs until the instance is gone or the daemon detaches.
-    pub(crate) async fn run(mut self, first: Vec<Effect>) {
+    /// Runs until the instance is gone or the daemon detaches. Told first of all is `birth`, of an instance
+    /// that was just made.
+    pub(crate) async fn run(mut self, birth: Option<InstanceEvent>, first: Vec<Effect>) {
+        if let Some(birth) = birth {
+            self.notice(birth).await;
+        }
         self.watch_process();
         self.connect_agent(Origin::Running);
         self.perform(first).await;
-        while !self.gone && !(self.detaching && self.steps.is_empty()) {
+        while !self.gone && !(self.detaching && self.underway.is_empty()) {
             let deadline = self.machine.next_deadline();
             let mut effects = Vec::new();
             tokio::select! {
-                command = self.inbox.recv() => match command {
+                // Nothing new is begun by a daemon that goes down: who still asks is told so when this ends.
+                command = self.inbox.recv(), if !self.detaching => match command {
                     Some(command) => self.command(command, &mut effects),
                     // All handles are gone, which is a detach that nobody could say.
-                    None => self.detaching = true,
+                    None => self.detach(),
                 },
-                Some(report) = self.steps.join_next(), if !self.steps.is_empty() => {
-                    self.step_ended(report, &mut effects).await;
+                Some(report) = self.underway.next(), if !self.underway.is_empty() => {
+                    self.step_ended(report, &mut effects);
                 }
                 Some(exit) = self.exits.join_next(), if !self.exits.is_empty() => {
                     if let Ok((process, how)) = exit {
@@ -160,27 +167,39 @@ impl Actor {
         self.agents.shutdown().await;
     }
 
+    /// What was begun in the foreground runs to its end, so that no guest stays paused without a daemon;
+    /// a copy of memory is as well begun again by the next one.
+    fn detach(&mut self) {
+        self.detaching = true;
+        self.underway.cut_background();
+    }
+
     fn command(&mut self, command: Command, effects: &mut Vec<Effect>) {
         let now = self.rooms.clock.now();
         match command {
-            Command::Knock => self.machine.handle(now, Input::Knock, effects),
-            Command::Detach => self.detaching = true,
-            Command::Ask { request, attempt, at, reply } => {
-                let ticket = match attempt {
-                    Some(attempt) => Ticket { asker: Asker::Engine, attempt },
-                    None => {
-                        self.caller_attempts = self.caller_attempts.next();
-                        Ticket { asker: Asker::Caller, attempt: self.caller_attempts }
-                    }
-                };
+            Command::Knock => {
+                self.figures.knocked(self.machine.state(), now);
+                self.machine.handle(now, Input::Knock, effects);
+            }
+            Command::Detach => self.detach(),
+            Command::Ask {
+                request,
+                attempt,
+                at,
+                reply,
+            } => {
+                let ticket = self.ticket(attempt);
                 let (sender, outcome) = oneshot::channel();
                 let answer = self.machine.request(now, ticket, request, effects);
-                match answer {
-                    Answer::Accepted | Answer::AlreadySo => {
+                if answer == Answer::Accepted {
+                    self.figures.asked(request, at);
+                }
+                match (request, answer) {
+                    // It brings the ticket of the sleep that it means, whose asker goes on waiting.
+                    (Request::CancelSleep { .. }, _) | (_, Answer::Refused(_)) => {}
+                    (_, Answer::Accepted | Answer::AlreadySo) => {
                         self.waiters.insert(ticket, sender);
-                        self.note_time(request, at);
                     }
-                    Answer::Refused(_) => {}
                 }
                 // A caller who went away still gets what it asked for.
                 drop(reply.send(Asked { answer, outcome }));
@@ -188,38 +207,46 @@ impl Actor {
         }
     }
 
-    /// Remembers when a sleep or wake was asked for, for the figures of how long it took.
-    fn note_time(&mut self, request: Request, at: MonoTime) {
-        match request {
-            Request::Sleep { .. } => self.sleep_asked = Some(at),
-            Request::Wake { .. } => self.wake_asked = Some(at),
-            Request::Start | Request::Stop { .. } | Request::CancelSleep { .. } | Request::Delete { .. } => {}
+    fn ticket(&mut self, attempt: Option<Attempt>) -> Ticket {
+        if let Some(attempt) = attempt {
+            return Ticket {
+                asker: Asker::Engine,
+                attempt,
+            };
+        }
+        self.caller_attempts = self.caller_attempts.next();
+        Ticket {
+            asker: Asker::Caller,
+            attempt: self.caller_attempts,
         }
     }
 
-    /// Carries out effects, in order. A step's task is made here and its report comes to the loop.
+    /// Carries out effects, in order, but tells the ends of requests last: whoever hears that it is done
+    /// looks, and finds it so.
     async fn perform(&mut self, effects: Vec<Effect>) {
+        let mut ended = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Run { number, step, deadline } => self.begin_step(number, step, deadline),
-                Effect::CutShort { number } => {
-                    if let Some(cut) = self.cuts.get(&number) {
-                        cut.store(true, Ordering::Release);
-                    }
-                }
+                Effect::Run {
+                    number,
+                    step,
+                    deadline,
+                } => self.begin_step(number, step, deadline),
+                Effect::CutShort { number } => self.underway.cut_short(number),
                 Effect::Publish { state, reason } => self.publish(state, reason).await,
-                Effect::Ended { ticket, outcome } => {
-                    if let Some(waiter) = self.waiters.remove(&ticket) {
-                        // Nobody may be waiting any more.
-                        drop(waiter.send(outcome));
-                    }
-                }
-                Effect::Gone => {
-                    self.gone = true;
-                    let last = self.remembered.view.clone();
-                    self.notice(InstanceEvent::Deleted(Box::new(last))).await;
-                }
+                Effect::Ended { ticket, outcome } => ended.push((ticket, outcome)),
+                Effect::Gone => self.gone = true,
             }
+        }
+        for (ticket, outcome) in ended {
+            if let Some(waiter) = self.waiters.remove(&ticket) {
+                // Nobody may be waiting any more.
+                drop(waiter.send(outcome));
+            }
+        }
+        if self.gone {
+            let last = self.remembered.view.clone();
+            self.notice(InstanceEvent::Deleted(Box::new(last))).await;
         }
     }
 
@@ -234,59 +261,80 @@ impl Actor {
                 };
             }
         }
-        let cut = Arc::new(AtomicBool::new(false));
-        self.cuts.insert(number, Arc::clone(&cut));
-        let context = StepContext {
-            rooms: Arc::clone(&self.rooms),
-            remembered: self.remembered.clone(),
-            parts: self.parts.clone(),
-            cut,
-        };
         let remaining = deadline.since(self.rooms.clock.now());
-        self.steps.spawn(async move {
-            let began = tokio::time::Instant::now();
-            let name = step.name();
-            // The step's own waits are shorter; this one is for what nobody foresaw.
-            let outcome = match tokio::time::timeout(remaining, context.run(step.clone())).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(StepFailure::Passing { why: format!("{name} took longer than {remaining:?}") }),
+        let (rooms, remembered, parts) = (
+            Arc::clone(&self.rooms),
+            self.remembered.clone(),
+            self.parts.clone(),
+        );
+        let acted = step.clone();
+        self.underway.begin(number, step, remaining, |cut| {
+            let context = StepContext {
+                rooms,
+                remembered,
+                parts,
+                cut,
             };
-            StepReport { number, step, outcome, took: began.elapsed() }
+            context.run(acted)
         });
+        if self.detaching {
+            self.underway.cut_background();
+        }
     }
 
-    async fn step_ended(
-        &mut self,
-        report: Result<StepReport, tokio::task::JoinError>,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn step_ended(&mut self, report: StepReport, effects: &mut Vec<Effect>) {
         let now = self.rooms.clock.now();
-        let report = match report {
-            Ok(report) => report,
-            Err(error) => {
-                // A panic in a step: which one is lost, so its deadline will tell the machine.
-                tracing::error!(instance_id = %self.remembered.view.id, %error, "a step panicked");
-                return;
-            }
-        };
-        self.cuts.remove(&report.number);
-        let name = report.step.name();
-        metrics::histogram!(crate::metrics::STEP_SECONDS, "step" => name).record(report.took.as_secs_f64());
-        let number = report.number;
-        match report.outcome {
-            Ok((done, change)) => {
-                tracing::debug!(instance_id = %self.remembered.view.id, step = name, took = ?report.took, "step done");
+        let StepReport {
+            number,
+            step,
+            outcome,
+            took,
+        } = report;
+        let (id, name) = (self.remembered.view.id, step.name());
+        metrics::histogram!(crate::metrics::STEP_SECONDS, "step" => name).record(took.as_secs_f64());
+        // The machine has gone on without a late one: what it brought is not part of the instance.
+        let counts = self.machine.outstanding() == Some(number);
+        match outcome {
+            Ok((done, change)) if counts => {
+                tracing::debug!(instance_id = %id, step = name, ?took, "step done");
+                self.figures
+                    .step_done(&step, self.machine.state(), now, &mut self.remembered.view);
                 self.apply(change);
-                self.time_step(&report.step, now);
                 self.machine.handle(now, Input::StepDone { number, done }, effects);
-                self.publish_update().await;
+                self.publish_update();
+            }
+            Ok((done, change)) => {
+                tracing::info!(instance_id = %id, step = name, ?took, "step done too late");
+                self.discard(change);
+                self.machine.handle(now, Input::StepDone { number, done }, effects);
             }
             Err(failure) => {
-                tracing::warn!(
-                    instance_id = %self.remembered.view.id, step = name, why = failure.why(), "step failed"
-                );
-                self.machine.handle(now, Input::StepFailed { number, failure }, effects);
+                let why = failure.why();
+                tracing::warn!(instance_id = %id, step = name, why, "step failed");
+                self.machine
+                    .handle(now, Input::StepFailed { number, failure }, effects);
             }
+        }
+    }
+
+    /// What came too late: a process that nobody will ever ask for ends. The rest is found again where it
+    /// is (a link by its room), or is a descriptor that closes here.
+    fn discard(&mut self, change: Change) {
+        match change {
+            Change::Started { vm, .. } | Change::Restored { vm, .. } => {
+                self.chores.spawn(async move {
+                    if let Err(error) = vm.kill().await {
+                        tracing::error!(%error, "a process that came too late is not ended");
+                    }
+                });
+            }
+            Change::Nothing
+            | Change::Link(_)
+            | Change::Tap(_)
+            | Change::Drained(_)
+            | Change::Saved { .. }
+            | Change::LetGo
+            | Change::Ram(_) => {}
         }
     }
 
@@ -298,6 +346,8 @@ impl Actor {
             Change::Tap(tap) => self.parts.tap = tap.map(Arc::new),
             Change::Drained(counters) => self.parts.drained = Some(counters),
             Change::Started { vm, ram } => {
+                // The process has the tap now, and the link.
+                self.parts.tap = None;
                 self.parts.vm = Some(vm);
                 self.remembered.view.memory = ram;
                 self.remembered.view.started_at = Some(self.rooms.clock.wall());
@@ -306,6 +356,7 @@ impl Actor {
                 self.connect_agent(Origin::Running);
             }
             Change::Restored { vm, ram } => {
+                self.parts.tap = None;
                 self.parts.vm = Some(vm);
                 self.remembered.view.memory = ram;
                 self.watch_process();
@@ -318,49 +369,31 @@ impl Actor {
                 self.parts.agent = None;
                 self.agents.abort_all();
                 self.remembered.view.pid = None;
-                self.flush_memory();
+                self.tidy_sleeper();
             }
             Change::Ram(ram) => self.remembered.view.memory = ram,
         }
     }
 
-    /// The figures of sleeps and wakes, taken where they end.
-    fn time_step(&mut self, step: &Step, now: MonoTime) {
-        let view = &mut self.remembered.view;
-        match step {
-            Step::Write(record) if matches!(record.phase, Phase::Standby { .. }) => {
-                if let Some(asked) = self.sleep_asked {
-                    view.last_commit = Some(now.since(asked));
-                    view.standbys += 1;
-                }
-            }
-            Step::LetGo => {
-                if let Some(asked) = self.sleep_asked.take() {
-                    view.last_standby = Some(now.since(asked));
-                }
-            }
-            Step::Open => {
-                if let Some(asked) = self.wake_asked.take() {
-                    view.last_wake = Some(now.since(asked));
-                    view.wakes += 1;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Has the dirty pages of a sleeper's memory on disk written out, so that the kernel can take them
-    /// back whenever it wants; nothing waits for it.
-    fn flush_memory(&mut self) {
+    /// What is left to do for a sleeper without a process, and nothing waits for: states of earlier sleeps
+    /// go, and the dirty pages of memory on disk are written out, so that the kernel can take them back
+    /// whenever it wants.
+    fn tidy_sleeper(&mut self) {
+        let Phase::Standby { image } = self.remembered.life.phase else {
+            return;
+        };
         let (ram, id) = (self.remembered.view.memory, self.remembered.view.id);
-        if ram.home == Home::Disk && matches!(self.remembered.life.phase, Phase::Standby { .. }) {
-            let files = self.rooms.layout.images();
-            self.chores.spawn_blocking(move || {
-                if let Err(error) = files.flush(id) {
-                    tracing::warn!(instance_id = %id, %error, "memory not flushed");
-                }
-            });
-        }
+        let layout = self.rooms.layout.clone();
+        self.chores.spawn_blocking(move || {
+            if let Err(failure) = crate::steps::drop_earlier_states(&layout.instance(id), image.generation) {
+                tracing::warn!(instance_id = %id, why = failure.why(), "earlier states are left");
+            }
+            if ram.home == Home::Disk
+                && let Err(error) = layout.images().flush(id)
+            {
+                tracing::warn!(instance_id = %id, %error, "memory not flushed");
+            }
+        });
     }
 
     /// Waits for the end of the process in a task of its own.
@@ -387,20 +420,45 @@ impl Actor {
 
     fn process_ended(&mut self, process: ProcessIdentity, how: Exit, effects: &mut Vec<Effect>) {
         tracing::info!(instance_id = %self.remembered.view.id, pid = process.pid, ?how, "process ended");
-        self.machine.handle(self.rooms.clock.now(), Input::ProcessExited { process, how }, effects);
+        self.machine.handle(
+            self.rooms.clock.now(),
+            Input::ProcessExited { process, how },
+            effects,
+        );
     }
 
     fn agent_said(&mut self, event: AgentEvent, effects: &mut Vec<Effect>) {
         let now = self.rooms.clock.now();
+        let ours = self
+            .parts
+            .vm
+            .as_ref()
+            .map(|vm| crate::steps::identity_of(vm.process()));
+        let (AgentEvent::Ready { process } | AgentEvent::Exited { process, .. }) = &event;
+        if ours != Some(*process) {
+            // Said by an earlier life's guest and read only now.
+            return;
+        }
         match event {
             AgentEvent::Ready { process } => {
                 self.remembered.view.agent_ready = true;
                 self.push_view();
                 self.machine.handle(now, Input::GuestReady { process }, effects);
             }
-            AgentEvent::Exited { code, signal, message } => {
+            AgentEvent::Exited {
+                code,
+                signal,
+                message,
+                ..
+            } => {
                 let at = self.rooms.clock.wall();
-                self.remembered.view.exit = Some(ExitInfo { code, signal, message, at });
+                self.remembered.view.exit = Some(ExitInfo {
+                    code,
+                    signal,
+                    message,
+                    at,
+                });
+                self.push_view();
             }
         }
     }
@@ -427,7 +485,7 @@ impl Actor {
     }
 
     /// Publishes what a step changed beside the state; no event, because every sleep would make several.
-    async fn publish_update(&mut self) {
+    fn publish_update(&mut self) {
         let changed = {
             let published = self.outlets.view.borrow();
             let ours = &self.remembered.view;
@@ -460,7 +518,11 @@ pub(crate) const fn verb(request: &Request) -> &'static str {
         Request::Stop { .. } => "stop",
         Request::Sleep { .. } => "standby",
         Request::CancelSleep { .. } => "cancel",
-        Request::Wake { cause: WakeCause::Caller | WakeCause::Knock } => "wake",
-        Request::Delete { removal: Removal::Graceful | Removal::Forced } => "delete",
+        Request::Wake {
+            cause: WakeCause::Caller | WakeCause::Knock,
+        } => "wake",
+        Request::Delete {
+            removal: Removal::Graceful | Removal::Forced,
+        } => "delete",
     }
 }

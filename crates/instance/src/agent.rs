@@ -31,7 +31,7 @@ const GREET_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a woken guest is left alone before its agent is spoken to: what is said in that time would
 /// run on the processor that the packet it woke for needs. The clock is wrong that much longer.
-const AFTER_WAKE: Duration = Duration::from_millis(100);
+const AFTER_WAKE: Duration = Duration::from_millis(250);
 
 /// The serial of the read-only disk.
 pub(crate) const ROOT_SERIAL: &str = "root";
@@ -48,6 +48,8 @@ pub(crate) enum AgentEvent {
     },
     /// The command ended, or never began.
     Exited {
+        /// In the guest of this process.
+        process: ProcessIdentity,
         /// Exit code.
         code: Option<i32>,
         /// Signal.
@@ -75,10 +77,17 @@ impl AgentHandle {
     pub(crate) async fn ask(&self, message: Message, deadline: Duration) -> Result<(), String> {
         let (done, answer) = oneshot::channel();
         let asked = async {
-            self.requests.send(Ask { message, done }).await.map_err(|_| "the agent's task has ended".to_owned())?;
-            answer.await.map_err(|_| "the agent's task has ended".to_owned())?
+            self.requests
+                .send(Ask { message, done })
+                .await
+                .map_err(|_| "the agent's task has ended".to_owned())?;
+            answer
+                .await
+                .map_err(|_| "the agent's task has ended".to_owned())?
         };
-        timeout(deadline, asked).await.map_err(|_| format!("no answer within {deadline:?}"))?
+        timeout(deadline, asked)
+            .await
+            .map_err(|_| format!("no answer within {deadline:?}"))?
     }
 
     /// Sends a request that the guest answers by ending.
@@ -109,7 +118,12 @@ pub(crate) enum Origin {
 
 impl AgentLink {
     /// The connection to the guest of `process`.
-    pub(crate) fn new(process: ProcessIdentity, origin: Origin, rooms: &Rooms, remembered: &Remembered) -> Self {
+    pub(crate) fn new(
+        process: ProcessIdentity,
+        origin: Origin,
+        rooms: &Rooms,
+        remembered: &Remembered,
+    ) -> Self {
         Self {
             process,
             socket: rooms.layout.agent_socket(remembered.view.id),
@@ -242,7 +256,9 @@ impl Talk {
     fn send(&mut self, ask: Ask) {
         // The clock is read when the message goes out, not when it was wished for.
         let message = match ask.message {
-            Message::ClockSet { .. } => Message::ClockSet { unix_nanos: self.link.clock.wall().unix_nanos() },
+            Message::ClockSet { .. } => Message::ClockSet {
+                unix_nanos: self.link.clock.wall().unix_nanos(),
+            },
             other => other,
         };
         match self.channel.send(&message) {
@@ -256,14 +272,27 @@ impl Talk {
     async fn take(&mut self, events: Vec<Event>) {
         for event in events {
             match event {
-                Event::Opened { phase, release, resumed, .. } => {
-                    tracing::debug!(pid = self.link.process.pid, ?phase, release, resumed, "agent answered");
+                Event::Opened {
+                    phase,
+                    release,
+                    resumed,
+                    ..
+                } => {
+                    tracing::debug!(
+                        pid = self.link.process.pid,
+                        ?phase,
+                        release,
+                        resumed,
+                        "agent answered"
+                    );
                     self.open = true;
                     self.opened(phase).await;
                 }
                 Event::Message { message, .. } => self.heard(message).await,
                 Event::Problem(error) => tracing::warn!(pid = self.link.process.pid, %error, "agent channel"),
-                Event::Refused(error) => tracing::error!(pid = self.link.process.pid, %error, "agent refused"),
+                Event::Refused(error) => {
+                    tracing::error!(pid = self.link.process.pid, %error, "agent refused")
+                }
                 // Said to guests only.
                 Event::Greeted { .. } => {}
             }
@@ -279,7 +308,12 @@ impl Talk {
                     tracing::error!(pid = self.link.process.pid, %error, "boot message not sent");
                 }
             }
-            Phase::Running => self.report(AgentEvent::Ready { process: self.link.process }).await,
+            Phase::Running => {
+                self.report(AgentEvent::Ready {
+                    process: self.link.process,
+                })
+                .await
+            }
             // Ready, or the exit, will be said.
             Phase::Booting | Phase::Ending => {}
         }
@@ -287,21 +321,43 @@ impl Talk {
 
     async fn heard(&mut self, message: Message) {
         match message {
-            Message::Ready { .. } => self.report(AgentEvent::Ready { process: self.link.process }).await,
+            Message::Ready { .. } => {
+                self.report(AgentEvent::Ready {
+                    process: self.link.process,
+                })
+                .await
+            }
             Message::Exited { exit, problem } => {
                 let (code, signal, words) = match exit {
                     Exit::Code(code) => (Some(i32::from(code)), None, format!("exit code {code}")),
-                    Exit::Signal { signal, out_of_memory } => {
+                    Exit::Signal {
+                        signal,
+                        out_of_memory,
+                    } => {
                         let why = if out_of_memory { " (out of memory)" } else { "" };
                         (None, Some(i32::from(signal)), format!("signal {signal}{why}"))
                     }
                 };
-                let message = if problem.is_empty() { words } else { format!("{words}: {problem}") };
-                self.report(AgentEvent::Exited { code, signal, message }).await;
+                let message = if problem.is_empty() {
+                    words
+                } else {
+                    format!("{words}: {problem}")
+                };
+                self.report(AgentEvent::Exited {
+                    code,
+                    signal,
+                    message,
+                })
+                .await;
             }
             Message::BootFailed { step, problem } => {
                 let message = format!("the guest could not set up its {step}: {problem}");
-                self.report(AgentEvent::Exited { code: None, signal: None, message }).await;
+                self.report(AgentEvent::Exited {
+                    code: None,
+                    signal: None,
+                    message,
+                })
+                .await;
             }
             Message::Done { request, problem } => {
                 if let Some(done) = self.waiting.remove(&request) {

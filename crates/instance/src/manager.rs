@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dormouse_model::{Addresses, Attempt, Bytes, InstanceSpec, MonoTime, Name, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd, WallTime, WorkloadId};
+use dormouse_model::{
+    Addresses, Attempt, Bytes, InstanceSpec, MonoTime, Name, SleepEnd, SleepTrigger, State, WakeCause,
+    WakeEnd, WallTime, WorkloadId,
+};
 use dormouse_network::AddressPool;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -92,7 +95,9 @@ impl InstancesTask {
             // No listener is no error.
             drop(self.shared.events.send(event));
             if auto_remove {
-                let instances = Instances { shared: Arc::clone(&self.shared) };
+                let instances = Instances {
+                    shared: Arc::clone(&self.shared),
+                };
                 self.shared.spawn(async move {
                     if let Err(error) = instances.delete(id, Removal::Forced).await {
                         tracing::warn!(instance_id = %id, %error, "removing a stopped instance");
@@ -139,7 +144,10 @@ impl Instances {
             .store
             .list::<InstanceRecord>()
             .await
-            .map_err(|source| InstanceError::Store { what: "all instances".to_owned(), source })?;
+            .map_err(|source| InstanceError::Store {
+                what: "all instances".to_owned(),
+                source,
+            })?;
         let (notices, receiver) = mpsc::channel(NOTICES);
         let shared = Arc::new(Shared {
             registry: Mutex::new(Registry {
@@ -154,7 +162,9 @@ impl Instances {
             notices,
             tasks: Mutex::new(JoinSet::new()),
         });
-        let instances = Self { shared: Arc::clone(&shared) };
+        let instances = Self {
+            shared: Arc::clone(&shared),
+        };
         for damage in listing.damaged {
             tracing::error!(%damage, "an instance's record is set aside");
         }
@@ -164,7 +174,13 @@ impl Instances {
                 Err(error) => tracing::error!(%key, %error, "an instance's record is passed over"),
             }
         }
-        Ok((instances, InstancesTask { shared, notices: receiver }))
+        Ok((
+            instances,
+            InstancesTask {
+                shared,
+                notices: receiver,
+            },
+        ))
     }
 
     async fn bring_back(&self, remembered: Remembered) {
@@ -195,11 +211,24 @@ impl Instances {
     fn launch_task(&self, machine: Machine, remembered: Remembered, parts: Parts, effects: Vec<Effect>) {
         let (inbox, commands) = mpsc::channel(INBOX);
         let (view_sender, view) = watch::channel(remembered.view.clone());
-        let entry = Entry { name: remembered.view.spec.name.clone(), inbox, view };
+        let entry = Entry {
+            name: remembered.view.spec.name.clone(),
+            inbox,
+            view,
+        };
         let id = remembered.view.id;
-        let outlets = Outlets { view: view_sender, notices: self.shared.notices.clone() };
-        let actor =
-            Actor::new(Arc::clone(&self.shared.rooms), machine, remembered, parts, outlets, commands);
+        let outlets = Outlets {
+            view: view_sender,
+            notices: self.shared.notices.clone(),
+        };
+        let actor = Actor::new(
+            Arc::clone(&self.shared.rooms),
+            machine,
+            remembered,
+            parts,
+            outlets,
+            commands,
+        );
         let mut registry = self.shared.registry();
         registry.names.insert(entry.name.clone(), id);
         registry.entries.insert(id, entry);
@@ -228,7 +257,10 @@ impl Instances {
         remembered.view.state = State::Stopped;
         if let Err(source) = rooms.store.put(id, &remembered.to_record()).await {
             self.shared.forget(id);
-            return Err(InstanceError::Store { what: view.spec.name.to_string(), source });
+            return Err(InstanceError::Store {
+                what: view.spec.name.to_string(),
+                source,
+            });
         }
         let machine = Machine::new(rooms.machine_settings(&remembered.view.memory));
         let created = InstanceEvent::Created(Box::new(remembered.view.clone()));
@@ -256,8 +288,10 @@ impl Instances {
         let uid = (rooms.first_uid..rooms.first_uid.saturating_add(rooms.uid_count))
             .find(|uid| !registry.uids.contains_key(uid))
             .ok_or(InstanceError::Exhausted { what: "user id" })?;
-        let addresses =
-            registry.pool.allocate().map_err(|_| InstanceError::Exhausted { what: "address" })?;
+        let addresses = registry
+            .pool
+            .allocate()
+            .map_err(|_| InstanceError::Exhausted { what: "address" })?;
         registry.addresses.insert(id, addresses);
         registry.uids.insert(uid, id);
         registry.names.insert(name, id);
@@ -270,7 +304,11 @@ impl Instances {
         let view = InstanceView {
             id,
             image_digest,
-            state: if request.start { State::Starting } else { State::Stopped },
+            state: if request.start {
+                State::Starting
+            } else {
+                State::Stopped
+            },
             reason: String::new(),
             addresses,
             memory: GuestRam::fresh(placement, request.spec.memory),
@@ -290,13 +328,23 @@ impl Instances {
             revision: 1,
             spec: request.spec,
         };
-        Ok(Remembered { view, uid, life: Record::NEW, state_sha256: Vec::new() })
+        Ok(Remembered {
+            view,
+            uid,
+            life: Record::NEW,
+            state_sha256: Vec::new(),
+        })
     }
 
     /// All instances, in the order of their creation.
     #[must_use]
     pub fn list(&self) -> Vec<InstanceView> {
-        self.shared.registry().entries.values().map(|entry| entry.view.borrow().clone()).collect()
+        self.shared
+            .registry()
+            .entries
+            .values()
+            .map(|entry| entry.view.borrow().clone())
+            .collect()
     }
 
     /// The instance with this id.
@@ -309,7 +357,11 @@ impl Instances {
 
     fn entry(&self, id: WorkloadId) -> Result<Entry, InstanceError> {
         let registry = self.shared.registry();
-        registry.entries.get(&id).cloned().ok_or_else(|| InstanceError::NotFound { key: id.to_string() })
+        registry
+            .entries
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| InstanceError::NotFound { key: id.to_string() })
     }
 
     /// Finds an instance by id, then by name, then by a unique beginning of an id.
@@ -318,20 +370,32 @@ impl Instances {
     /// When there is none, or several ids begin so.
     pub fn find(&self, key: &str) -> Result<InstanceView, InstanceError> {
         let registry = self.shared.registry();
-        let by_id = key.parse::<WorkloadId>().ok().and_then(|id| registry.entries.get(&id));
-        let by_name =
-            || key.parse::<Name>().ok().and_then(|name| registry.entries.get(registry.names.get(&name)?));
+        let by_id = key
+            .parse::<WorkloadId>()
+            .ok()
+            .and_then(|id| registry.entries.get(&id));
+        let by_name = || {
+            key.parse::<Name>()
+                .ok()
+                .and_then(|name| registry.entries.get(registry.names.get(&name)?))
+        };
         if let Some(entry) = by_id.or_else(by_name) {
             return Ok(entry.view.borrow().clone());
         }
-        let begins: Vec<_> =
-            registry.entries.iter().filter(|(id, _)| !key.is_empty() && id.to_string().starts_with(key)).collect();
+        let begins: Vec<_> = registry
+            .entries
+            .iter()
+            .filter(|(id, _)| !key.is_empty() && id.to_string().starts_with(key))
+            .collect();
         match begins.as_slice() {
             [] => Err(InstanceError::NotFound { key: key.to_owned() }),
             [(_, entry)] => Ok(entry.view.borrow().clone()),
             several => Err(InstanceError::Ambiguous {
                 key: key.to_owned(),
-                candidates: several.iter().map(|(id, entry)| format!("{id} ({})", entry.name)).collect(),
+                candidates: several
+                    .iter()
+                    .map(|(id, entry)| format!("{id} ({})", entry.name))
+                    .collect(),
             }),
         }
     }
@@ -360,7 +424,12 @@ impl Instances {
         let entry = self.entry(id)?;
         let (reply, asked) = oneshot::channel();
         let gone = || InstanceError::NotFound { key: id.to_string() };
-        let command = Command::Ask { request, attempt, at, reply };
+        let command = Command::Ask {
+            request,
+            attempt,
+            at,
+            reply,
+        };
         entry.inbox.send(command).await.map_err(|_| gone())?;
         asked.await.map_err(|_| gone())
     }
@@ -371,21 +440,34 @@ impl Instances {
         let at = self.shared.rooms.clock.now();
         let asked = self.ask(id, request, None, at).await?;
         if let Answer::Refused(refusal) = asked.answer {
-            return Err(InstanceError::Refused { verb: verb(&request), name, refusal });
+            return Err(InstanceError::Refused {
+                verb: verb(&request),
+                name,
+                refusal,
+            });
         }
         // The task ends without an outcome only when the daemon goes down.
         asked.outcome.await.map_err(|_| InstanceError::ShuttingDown)
     }
 
     /// The outcome of a caller's request as a result.
-    fn settle(&self, id: WorkloadId, verb: &'static str, outcome: Outcome) -> Result<InstanceView, InstanceError> {
+    fn settle(
+        &self,
+        id: WorkloadId,
+        verb: &'static str,
+        outcome: Outcome,
+    ) -> Result<InstanceView, InstanceError> {
         let view = self.view(id)?;
         let name = view.spec.name.clone();
-        let failed = |why| Err(InstanceError::Failed { verb, name: name.clone(), why });
+        let failed = |why| {
+            Err(InstanceError::Failed {
+                verb,
+                name: name.clone(),
+                why,
+            })
+        };
         match outcome {
-            Outcome::Done
-            | Outcome::Sleep(SleepEnd::Committed)
-            | Outcome::Wake(WakeEnd::Running) => Ok(view),
+            Outcome::Done | Outcome::Sleep(SleepEnd::Committed) | Outcome::Wake(WakeEnd::Running) => Ok(view),
             Outcome::Failed { why }
             | Outcome::Sleep(SleepEnd::Failed { why })
             | Outcome::Wake(WakeEnd::StillAsleep { why } | WakeEnd::Failed { why }) => failed(why),
@@ -395,7 +477,9 @@ impl Instances {
             }
             Outcome::Superseded { state }
             | Outcome::Sleep(SleepEnd::Refused { state })
-            | Outcome::Wake(WakeEnd::Refused { state }) => Err(InstanceError::Overtaken { verb, name, state }),
+            | Outcome::Wake(WakeEnd::Refused { state }) => {
+                Err(InstanceError::Overtaken { verb, name, state })
+            }
         }
     }
 
@@ -409,7 +493,11 @@ impl Instances {
         let at = self.shared.rooms.clock.now();
         let asked = self.ask(id, Request::Start, None, at).await?;
         if let Answer::Refused(refusal) = asked.answer {
-            return Err(InstanceError::Refused { verb: "start", name, refusal });
+            return Err(InstanceError::Refused {
+                verb: "start",
+                name,
+                refusal,
+            });
         }
         // The outcome waits until the guest is ready; a caller need not.
         let awake = |view: &InstanceView| matches!(view.state, State::Initializing | State::Running);
@@ -439,7 +527,11 @@ impl Instances {
     ///
     /// # Errors
     /// When its state does not allow it, it failed, or traffic took a yielding one back.
-    pub async fn standby(&self, id: WorkloadId, trigger: SleepTrigger) -> Result<InstanceView, InstanceError> {
+    pub async fn standby(
+        &self,
+        id: WorkloadId,
+        trigger: SleepTrigger,
+    ) -> Result<InstanceView, InstanceError> {
         let outcome = self.ask_and_wait(id, Request::Sleep { trigger }).await?;
         self.settle(id, "standby", outcome)
     }
@@ -449,7 +541,14 @@ impl Instances {
     /// # Errors
     /// When its state does not allow it or it failed.
     pub async fn wake(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
-        let outcome = self.ask_and_wait(id, Request::Wake { cause: WakeCause::Caller }).await?;
+        let outcome = self
+            .ask_and_wait(
+                id,
+                Request::Wake {
+                    cause: WakeCause::Caller,
+                },
+            )
+            .await?;
         self.settle(id, "wake", outcome)
     }
 
@@ -459,11 +558,17 @@ impl Instances {
     /// # Errors
     /// When something of it could not be removed; asking again goes on there.
     pub async fn delete(&self, id: WorkloadId, removal: Removal) -> Result<(), InstanceError> {
-        let Ok(mut view) = self.watch(id) else { return Ok(()) };
+        let Ok(mut view) = self.watch(id) else {
+            return Ok(());
+        };
         match self.ask_and_wait(id, Request::Delete { removal }).await {
             Ok(Outcome::Failed { why }) => {
                 let name = view.borrow().spec.name.clone();
-                return Err(InstanceError::Failed { verb: "delete", name, why });
+                return Err(InstanceError::Failed {
+                    verb: "delete",
+                    name,
+                    why,
+                });
             }
             Ok(_) | Err(InstanceError::NotFound { .. }) => {}
             Err(error) => return Err(error),
@@ -476,26 +581,41 @@ impl Instances {
 
     /// The engine's sleep, under its attempt.
     pub async fn engine_sleep(&self, id: WorkloadId, attempt: Attempt) -> SleepEnd {
-        let request = Request::Sleep { trigger: SleepTrigger::Engine };
-        match self.engine_ask(id, request, attempt, self.shared.rooms.clock.now()).await {
+        let request = Request::Sleep {
+            trigger: SleepTrigger::Engine,
+        };
+        match self
+            .engine_ask(id, request, attempt, self.shared.rooms.clock.now())
+            .await
+        {
             Ok(Outcome::Sleep(end)) => end,
             Ok(Outcome::Superseded { state }) => SleepEnd::Refused { state },
             Ok(Outcome::Failed { why }) => SleepEnd::Failed { why },
             Ok(Outcome::Done | Outcome::Wake(_)) | Err(None) => SleepEnd::Gone,
             Err(Some(Refusal::WrongState(state))) => SleepEnd::Refused { state },
-            Err(Some(refusal)) => SleepEnd::Failed { why: refusal.to_string() },
+            Err(Some(refusal)) => SleepEnd::Failed {
+                why: refusal.to_string(),
+            },
         }
     }
 
     /// The engine's wake, under its attempt; `at` is when the packet knocked.
-    pub async fn engine_wake(&self, id: WorkloadId, attempt: Attempt, cause: WakeCause, at: MonoTime) -> WakeEnd {
+    pub async fn engine_wake(
+        &self,
+        id: WorkloadId,
+        attempt: Attempt,
+        cause: WakeCause,
+        at: MonoTime,
+    ) -> WakeEnd {
         match self.engine_ask(id, Request::Wake { cause }, attempt, at).await {
             Ok(Outcome::Wake(end)) => end,
             Ok(Outcome::Superseded { state }) => WakeEnd::Refused { state },
             Ok(Outcome::Failed { why }) => WakeEnd::StillAsleep { why },
             Ok(Outcome::Done | Outcome::Sleep(_)) | Err(None) => WakeEnd::Gone,
             Err(Some(Refusal::WrongState(state))) => WakeEnd::Refused { state },
-            Err(Some(refusal)) => WakeEnd::StillAsleep { why: refusal.to_string() },
+            Err(Some(refusal)) => WakeEnd::StillAsleep {
+                why: refusal.to_string(),
+            },
         }
     }
 
@@ -503,7 +623,10 @@ impl Instances {
     pub async fn engine_cancel(&self, id: WorkloadId, attempt: Attempt, why: CancelReason) {
         let now = self.shared.rooms.clock.now();
         // The sleep's own outcome tells what became of it.
-        drop(self.ask(id, Request::CancelSleep { why }, Some(attempt), now).await);
+        drop(
+            self.ask(id, Request::CancelSleep { why }, Some(attempt), now)
+                .await,
+        );
     }
 
     async fn engine_ask(
@@ -533,7 +656,12 @@ impl Instances {
     pub fn users_of(&self, digest: &str) -> Vec<WorkloadId> {
         let registry = self.shared.registry();
         let uses = |entry: &&Entry| entry.view.borrow().image_digest == digest;
-        registry.entries.values().filter(uses).map(|entry| entry.view.borrow().id).collect()
+        registry
+            .entries
+            .values()
+            .filter(uses)
+            .map(|entry| entry.view.borrow().id)
+            .collect()
     }
 
     /// Lets go of every instance without touching it: outstanding steps finish, guests stay as they are.
@@ -561,19 +689,30 @@ impl Instances {
     ) -> Result<Option<InstanceView>, InstanceError> {
         let mut view = self.watch(id)?;
         let name = view.borrow().spec.name.clone();
-        let hopeless = |now: &InstanceView| now.state == State::Failed && !states.contains(&State::Failed) && !deleted;
+        let hopeless =
+            |now: &InstanceView| now.state == State::Failed && !states.contains(&State::Failed) && !deleted;
         let settled = |now: &InstanceView| states.contains(&now.state) || hopeless(now);
-        let found = tokio::time::timeout(limit, view.wait_for(settled)).await.map(|found| found.map(|v| v.clone()));
+        let found = tokio::time::timeout(limit, view.wait_for(settled))
+            .await
+            .map(|found| found.map(|v| v.clone()));
         match found {
-            Ok(Ok(now)) if hopeless(&now) => {
-                Err(InstanceError::Failed { verb: "wait", name, why: now.reason })
-            }
+            Ok(Ok(now)) if hopeless(&now) => Err(InstanceError::Failed {
+                verb: "wait",
+                name,
+                why: now.reason,
+            }),
             Ok(Ok(now)) => Ok(Some(now)),
             Ok(Err(_)) if deleted => Ok(None),
-            Ok(Err(_)) => Err(InstanceError::NotFound { key: name.to_string() }),
+            Ok(Err(_)) => Err(InstanceError::NotFound {
+                key: name.to_string(),
+            }),
             Err(_) => {
                 let state = self.view(id).map_or(State::Deleting, |now| now.state);
-                Err(InstanceError::WaitElapsed { name: name.to_string(), state, waited_secs: limit.as_secs() })
+                Err(InstanceError::WaitElapsed {
+                    name: name.to_string(),
+                    state,
+                    waited_secs: limit.as_secs(),
+                })
             }
         }
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use dormouse_model::policy::{PolicySetting, RawPolicy};
 use dormouse_model::spec::Placement;
 use dormouse_model::{
-    Addresses, Bytes, FailReason, Fault, Generation, InstanceSpec, Kind, MacAddress, State, WallTime, WorkloadId,
+    Addresses, Bytes, FailReason, Fault, Generation, InstanceSpec, Kind, MacAddress, State, WallTime,
+    WorkloadId,
 };
 
 use crate::machine::{self, BootId, Kept, Phase, ProcessIdentity, Readiness};
@@ -347,7 +348,11 @@ impl MemoryRecord {
             placement,
             size: Bytes(self.size),
             home: if self.on_disk { Home::Disk } else { Home::Tmpfs },
-            sharing: if self.private { Sharing::Private } else { Sharing::Shared },
+            sharing: if self.private {
+                Sharing::Private
+            } else {
+                Sharing::Shared
+            },
         })
     }
 }
@@ -396,7 +401,10 @@ impl FailureRecord {
             FailReason::HostRebooted => ("host_rebooted", String::new()),
             FailReason::Inconsistent { what } => ("inconsistent", what.clone()),
         };
-        Self { kind: kind.to_owned(), text }
+        Self {
+            kind: kind.to_owned(),
+            text,
+        }
     }
 
     fn to_reason(&self) -> Result<FailReason, RecordError> {
@@ -424,23 +432,41 @@ fn phase_from(record: &InstanceRecord) -> Result<Phase, RecordError> {
                 start_ticks: process.start_ticks,
                 boot: boot_from(&process.boot_id)?,
             };
-            let readiness = if process.ready { Readiness::Ready } else { Readiness::Booting };
-            Ok(Phase::Running { process: identity, readiness })
+            let readiness = if process.ready {
+                Readiness::Ready
+            } else {
+                Readiness::Booting
+            };
+            Ok(Phase::Running {
+                process: identity,
+                readiness,
+            })
         }
         "standby" => {
-            let snapshot = record.snapshot.as_ref().ok_or(RecordError { field: "snapshot" })?;
+            let snapshot = record
+                .snapshot
+                .as_ref()
+                .ok_or(RecordError { field: "snapshot" })?;
             let kept = match snapshot.resident_inode {
                 0 => Kept::Spilled,
                 inode => Kept::Resident { inode },
             };
             let generation = Generation(snapshot.generation);
             let boot = boot_from(&snapshot.boot_id)?;
-            Ok(Phase::Standby { image: machine::MemoryImage { generation, boot, kept } })
+            Ok(Phase::Standby {
+                image: machine::MemoryImage {
+                    generation,
+                    boot,
+                    kept,
+                },
+            })
         }
         "stopping" => Ok(Phase::Stopping),
         "failed" => {
             let failure = record.failure.as_ref().ok_or(RecordError { field: "failure" })?;
-            Ok(Phase::Failed { reason: failure.to_reason()? })
+            Ok(Phase::Failed {
+                reason: failure.to_reason()?,
+            })
         }
         "deleting" => Ok(Phase::Deleting),
         _ => Err(RecordError { field: "phase" }),
@@ -519,21 +545,38 @@ impl Remembered {
         let (state, reason) = match &phase {
             Phase::Stopped => (State::Stopped, String::new()),
             Phase::Starting => (State::Starting, String::new()),
-            Phase::Running { readiness: Readiness::Ready, .. } => (State::Running, String::new()),
-            Phase::Running { readiness: Readiness::Booting, .. } => (State::Initializing, String::new()),
+            Phase::Running {
+                readiness: Readiness::Ready,
+                ..
+            } => (State::Running, String::new()),
+            Phase::Running {
+                readiness: Readiness::Booting,
+                ..
+            } => (State::Initializing, String::new()),
             Phase::Standby { .. } => (State::Standby, String::new()),
             Phase::Stopping => (State::Stopping, String::new()),
             Phase::Failed { reason } => (State::Failed, reason.to_string()),
             Phase::Deleting => (State::Deleting, String::new()),
         };
-        let life = machine::Record { phase, generation: Generation(record.generation) };
+        let life = machine::Record {
+            phase,
+            generation: Generation(record.generation),
+        };
         let view = InstanceView {
             id: WorkloadId::from_bits(u128::from_be_bytes(id)),
-            spec: record.spec.as_ref().ok_or(RecordError { field: "spec" })?.to_spec()?,
+            spec: record
+                .spec
+                .as_ref()
+                .ok_or(RecordError { field: "spec" })?
+                .to_spec()?,
             image_digest: record.image_digest,
             state,
             reason,
-            addresses: Addresses { ipv4: ipv4.into(), ipv6: ipv6.into(), mac: MacAddress(mac) },
+            addresses: Addresses {
+                ipv4: ipv4.into(),
+                ipv6: ipv6.into(),
+                mac: MacAddress(mac),
+            },
             memory: record.memory.ok_or(RecordError { field: "memory" })?.to_ram()?,
             generation: life.generation,
             created_at: WallTime::from_unix_nanos(record.created_at),
@@ -555,7 +598,15 @@ impl Remembered {
             wakes: record.wakes,
             revision: 0,
         };
-        let state_sha256 = record.snapshot.map(|snapshot| snapshot.state_sha256).unwrap_or_default();
-        Ok(Self { view, uid: record.uid, life, state_sha256 })
+        let state_sha256 = record
+            .snapshot
+            .map(|snapshot| snapshot.state_sha256)
+            .unwrap_or_default();
+        Ok(Self {
+            view,
+            uid: record.uid,
+            life,
+            state_sha256,
+        })
     }
 }

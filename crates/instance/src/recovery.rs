@@ -44,7 +44,9 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
         }
     }
     let expected = match parts.vm {
-        Some(_) => Expected::Open { tap: held_tap(rooms, remembered).await },
+        Some(_) => Expected::Open {
+            tap: held_tap(rooms, remembered).await,
+        },
         None => Expected::Parked,
     };
     if has_link(&remembered.life.phase) {
@@ -67,8 +69,16 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
         boot: boot_of(&boot_text),
         start_ticks_at_pid,
         resident_inode: inode(&files.path(id, Home::Tmpfs)),
-        spilled: if files.path(id, Home::Disk).is_file() { Presence::Present } else { Presence::Absent },
-        device_state: rooms.layout.state_file(id, generation.0).is_file().then_some(generation),
+        spilled: if files.path(id, Home::Disk).is_file() {
+            Presence::Present
+        } else {
+            Presence::Absent
+        },
+        device_state: rooms
+            .layout
+            .state_file(id, generation.0)
+            .is_file()
+            .then_some(generation),
     };
     Found { facts, parts }
 }

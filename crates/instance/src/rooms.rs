@@ -9,11 +9,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dormouse_hypervisor::{Driver, Probe};
 use dormouse_image::ImageError;
+use dormouse_keeper::{HeldName, Holder};
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
 use dormouse_model::{InstanceSpec, MacAddress, MonoTime, WallTime, WorkloadId};
 use dormouse_network::{AddressPool, DataPlane, LinkCounters};
-use dormouse_keeper::{HeldName, Holder};
 use dormouse_store::Store;
 use dormouse_sys::netns::Namespace;
 
@@ -83,7 +83,10 @@ impl Layout {
     /// Where memory images are.
     #[must_use]
     pub fn images(&self) -> ImageFiles {
-        ImageFiles { tmpfs: self.ram.clone(), instances: self.data.join("instances") }
+        ImageFiles {
+            tmpfs: self.ram.clone(),
+            instances: self.data.join("instances"),
+        }
     }
 }
 
@@ -240,14 +243,24 @@ impl Rooms {
     /// The settings of an instance's machine.
     #[must_use]
     pub fn machine_settings(&self, memory: &GuestRam) -> Settings {
-        let limits = Limits { ready: self.boot_timeout, ..Limits::DEFAULT };
-        let sleep_support =
-            if self.probe.can.sleep { SleepSupport::Able } else { SleepSupport::DriverCannot };
+        let limits = Limits {
+            ready: self.boot_timeout,
+            ..Limits::DEFAULT
+        };
+        let sleep_support = if self.probe.can.sleep {
+            SleepSupport::Able
+        } else {
+            SleepSupport::DriverCannot
+        };
         let fresh = GuestRam::fresh(memory.placement, memory.size);
         let spill = match fresh.give_back() {
             GiveBack::CopyToDisk => SpillPolicy::Spill,
             GiveBack::FlushDisk | GiveBack::LeaveToSwap => SpillPolicy::Stay,
         };
-        Settings { limits, sleep_support, spill }
+        Settings {
+            limits,
+            sleep_support,
+            spill,
+        }
     }
 }

@@ -128,11 +128,15 @@ pub(crate) fn failure(error: &dyn Fault) -> StepFailure {
 
 /// A failure of a file operation.
 pub(crate) fn file_failure(doing: &str, path: &Path, error: &io::Error) -> StepFailure {
-    StepFailure::Passing { why: format!("{doing} {}: {error}", path.display()) }
+    StepFailure::Passing {
+        why: format!("{doing} {}: {error}", path.display()),
+    }
 }
 
 fn missing(what: &str) -> StepFailure {
-    StepFailure::Lasting { why: format!("there is no {what}") }
+    StepFailure::Lasting {
+        why: format!("there is no {what}"),
+    }
 }
 
 type Outcome = Result<(Done, Change), StepFailure>;
@@ -204,14 +208,20 @@ impl StepContext {
             return PLAIN;
         }
         let view = &self.remembered.view;
-        let link =
-            self.rooms.network.attach(view.id, view.addresses).await.map_err(|error| failure(&error))?;
+        let link = self
+            .rooms
+            .network
+            .attach(view.id, view.addresses)
+            .await
+            .map_err(|error| failure(&error))?;
         Ok((Done::Plain, Change::Link(Some(link))))
     }
 
     async fn make_tap(self) -> Outcome {
         let tap = self.link()?.make_tap().await.map_err(|error| failure(&error))?;
-        let copy = tap.try_clone().map_err(|error| file_failure("duplicating", Path::new("tap"), &error))?;
+        let copy = tap
+            .try_clone()
+            .map_err(|error| file_failure("duplicating", Path::new("tap"), &error))?;
         self.hold("tap", HeldKind::Tap, copy).await;
         Ok((Done::Plain, Change::Tap(Some(tap))))
     }
@@ -220,7 +230,9 @@ impl StepContext {
     /// guest, but not drain its tap, so it cannot put it to sleep before it was stopped once.
     pub(crate) async fn hold(&self, what: &str, kind: HeldKind, descriptor: OwnedFd) {
         let id = self.remembered.view.id;
-        let Some(name) = Rooms::held_name(id, what) else { return };
+        let Some(name) = Rooms::held_name(id, what) else {
+            return;
+        };
         if let Err(error) = self.rooms.holder.put(&name, kind, vec![descriptor]).await {
             tracing::warn!(instance_id = %id, what, error = %chain(&error), "not held");
         }
@@ -230,7 +242,9 @@ impl StepContext {
     pub(crate) async fn let_keeper_go(&self) {
         let id = self.remembered.view.id;
         for what in ["tap", "process"] {
-            let Some(name) = Rooms::held_name(id, what) else { continue };
+            let Some(name) = Rooms::held_name(id, what) else {
+                continue;
+            };
             if let Err(error) = self.rooms.holder.remove(&name).await {
                 tracing::warn!(instance_id = %id, what, error = %chain(&error), "still held");
             }
@@ -238,7 +252,11 @@ impl StepContext {
     }
 
     async fn drain(self) -> Outcome {
-        let counters = self.link()?.drained(DRAIN_DEADLINE).await.map_err(|error| failure(&error))?;
+        let counters = self
+            .link()?
+            .drained(DRAIN_DEADLINE)
+            .await
+            .map_err(|error| failure(&error))?;
         Ok((Done::Plain, Change::Drained(counters)))
     }
 
@@ -247,7 +265,12 @@ impl StepContext {
             Some(counters) => counters,
             None => self.link()?.counters().await.map_err(|error| failure(&error))?,
         };
-        match self.rooms.proof.nothing_arrived(self.remembered.view.id, counters).await {
+        match self
+            .rooms
+            .proof
+            .nothing_arrived(self.remembered.view.id, counters)
+            .await
+        {
             Ok(true) => PLAIN,
             Ok(false) => Ok((Done::Traffic, Change::Nothing)),
             Err(why) => Err(StepFailure::Passing { why }),
@@ -255,17 +278,27 @@ impl StepContext {
     }
 
     async fn greet(self) -> Outcome {
-        let Some(agent) = &self.parts.agent else { return Err(missing("agent")) };
+        let Some(agent) = &self.parts.agent else {
+            return Err(missing("agent"));
+        };
         let passing = |why| StepFailure::Passing { why };
         // The task of the agent fills the time in when the message goes out.
-        agent.ask(Message::ClockSet { unix_nanos: 0 }, GREET_DEADLINE).await.map_err(passing)?;
+        agent
+            .ask(Message::ClockSet { unix_nanos: 0 }, GREET_DEADLINE)
+            .await
+            .map_err(passing)?;
         let seed = self.rooms.random();
-        agent.ask(Message::Reseed { seed }, GREET_DEADLINE).await.map_err(passing)?;
+        agent
+            .ask(Message::Reseed { seed }, GREET_DEADLINE)
+            .await
+            .map_err(passing)?;
         PLAIN
     }
 
     async fn shutdown(self, grace: Duration) -> Outcome {
-        let (Some(vm), Some(agent)) = (&self.parts.vm, &self.parts.agent) else { return PLAIN };
+        let (Some(vm), Some(agent)) = (&self.parts.vm, &self.parts.agent) else {
+            return PLAIN;
+        };
         let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         agent.tell(Message::Shutdown { grace_millis }).await;
         // A guest that ends in time is all that is wished; the kill comes next in any case. The
@@ -292,7 +325,9 @@ impl StepContext {
             for home in [Home::Tmpfs, Home::Disk] {
                 files.drop_image(id, home).map_err(|error| failure(&error))?;
             }
-            remove_matching(&folder, |name| name.starts_with("state.") || name.starts_with("memory.ram"))
+            remove_matching(&folder, |name| {
+                name.starts_with("state.") || name.starts_with("memory.ram")
+            })
         })
         .await
     }
@@ -300,7 +335,11 @@ impl StepContext {
     async fn remove_files(self) -> Outcome {
         let id = self.remembered.view.id;
         let folders = [self.rooms.layout.instance(id), self.rooms.layout.sockets(id)];
-        let group = self.rooms.cgroups.group(&id.mark()).map_err(|error| failure(&error))?;
+        let group = self
+            .rooms
+            .cgroups
+            .group(&id.mark())
+            .map_err(|error| failure(&error))?;
         // Without a reason to be busy: every process of the group was waited for.
         group.remove(1, |_| ()).map_err(|error| failure(&error))?;
         blocking(move || {
@@ -321,17 +360,38 @@ impl StepContext {
         let files = self.rooms.layout.images();
         let (uid, cut) = (self.remembered.uid, Arc::clone(&self.cut));
         let ram = self.remembered.view.memory;
-        let end = tokio::task::spawn_blocking(move || Spill { files: &files, id, uid, cancelled: &cut }.run())
-            .await
-            .map_err(|error| StepFailure::Passing { why: error.to_string() })?
-            .map_err(|error| failure(&error))?;
+        let end = tokio::task::spawn_blocking(move || {
+            Spill {
+                files: &files,
+                id,
+                uid,
+                cancelled: &cut,
+            }
+            .run()
+        })
+        .await
+        .map_err(|error| StepFailure::Passing {
+            why: error.to_string(),
+        })?
+        .map_err(|error| failure(&error))?;
         match end {
             SpillEnd::Durable { copied } => {
                 metrics::counter!(crate::metrics::SPILLED_BYTES).increment(copied.0);
-                let image = MemoryImage { kept: crate::machine::Kept::Spilled, ..image };
-                Ok((Done::Image(image), Change::Ram(GuestRam { home: Home::Disk, ..ram })))
+                let image = MemoryImage {
+                    kept: crate::machine::Kept::Spilled,
+                    ..image
+                };
+                Ok((
+                    Done::Image(image),
+                    Change::Ram(GuestRam {
+                        home: Home::Disk,
+                        ..ram
+                    }),
+                ))
             }
-            SpillEnd::Cancelled => Err(StepFailure::Passing { why: "a wake wanted the memory".to_owned() }),
+            SpillEnd::Cancelled => Err(StepFailure::Passing {
+                why: "a wake wanted the memory".to_owned(),
+            }),
         }
     }
 
@@ -347,12 +407,12 @@ fn plain<T>(_value: T) -> (Done, Change) {
 }
 
 /// Runs file work on the blocking pool.
-pub(crate) async fn blocking(
-    work: impl FnOnce() -> Result<(), StepFailure> + Send + 'static,
-) -> Outcome {
+pub(crate) async fn blocking(work: impl FnOnce() -> Result<(), StepFailure> + Send + 'static) -> Outcome {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| StepFailure::Passing { why: error.to_string() })?
+        .map_err(|error| StepFailure::Passing {
+            why: error.to_string(),
+        })?
         .map(plain)
 }
 
@@ -364,8 +424,14 @@ fn remove_matching(folder: &Path, matches: impl Fn(&str) -> bool) -> Result<(), 
         Err(error) => return Err(file_failure("listing", folder, &error)),
     };
     for entry in entries {
-        let path = entry.map_err(|error| file_failure("listing", folder, &error))?.path();
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(&matches) {
+        let path = entry
+            .map_err(|error| file_failure("listing", folder, &error))?
+            .path();
+        if path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(&matches)
+        {
             fs::remove_file(&path).map_err(|error| file_failure("removing", &path, &error))?;
         }
     }
@@ -389,7 +455,11 @@ pub(crate) fn give(path: &Path, uid: u32) -> Result<(), StepFailure> {
 
 /// The identity of a process in the machine's words.
 pub(crate) fn identity_of(process: &dormouse_hypervisor::ProcessIdentity) -> ProcessIdentity {
-    ProcessIdentity { pid: process.pid, start_ticks: process.start_ticks, boot: boot_of(&process.boot_id) }
+    ProcessIdentity {
+        pid: process.pid,
+        start_ticks: process.start_ticks,
+        boot: boot_of(&process.boot_id),
+    }
 }
 
 /// A boot id's bits: the kernel writes it as a UUID.
@@ -407,6 +477,8 @@ pub(crate) fn exit_of(reason: &ExitReason) -> Exit {
         | ExitReason::Asked
         | ExitReason::Signal(_)
         | ExitReason::Code(_)
-        | ExitReason::Unknown => Exit::Ended { how: reason.to_string() },
+        | ExitReason::Unknown => Exit::Ended {
+            how: reason.to_string(),
+        },
     }
 }

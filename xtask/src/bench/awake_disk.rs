@@ -29,7 +29,17 @@ pub(super) fn measure(lab: &Lab, figures: &mut Figures) -> Result<()> {
         let word = placement_word(placement);
         let row = match one(lab, placement) {
             Ok(row) => row,
-            Err(error) => Row::skipped("disk_mib_per_min_awake", "MiB/min", &format!("{error:#}")),
+            Err(error) => {
+                println!("  {error:#}");
+                // The end of the daemon's log belongs on the screen, not in a row.
+                let why = error
+                    .chain()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(": ");
+                let why = why.lines().next().unwrap_or_default();
+                Row::skipped("disk_mib_per_min_awake", "MiB/min", why)
+            }
         };
         figures.row(
             row.param("placement", word)

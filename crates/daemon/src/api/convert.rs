@@ -26,7 +26,10 @@ pub struct FieldError {
 impl FieldError {
     /// `field` is wrong because of `what`.
     pub fn new(field: &'static str, what: impl ToString) -> Self {
-        Self { field, what: what.to_string() }
+        Self {
+            field,
+            what: what.to_string(),
+        }
     }
 }
 
@@ -109,11 +112,15 @@ pub fn duration_from_wire(
     duration: Option<prost_types::Duration>,
 ) -> Result<Option<Duration>, FieldError> {
     let Some(duration) = duration else { return Ok(None) };
-    Duration::try_from(duration).map(Some).map_err(|_| FieldError::new(field, "is negative or out of range"))
+    Duration::try_from(duration)
+        .map(Some)
+        .map_err(|_| FieldError::new(field, "is negative or out of range"))
 }
 
 fn policy_from_wire(policy: Option<v1::StandbyPolicy>) -> Result<PolicySetting, FieldError> {
-    let Some(policy) = policy else { return Ok(PolicySetting::Missing) };
+    let Some(policy) = policy else {
+        return Ok(PolicySetting::Missing);
+    };
     RawPolicy {
         enabled: policy.enabled,
         idle_timeout: policy.idle_timeout,
@@ -145,7 +152,11 @@ pub fn create_from_wire(
     request: v1::CreateInstanceRequest,
     fallback_name: &str,
 ) -> Result<CreateRequest, FieldError> {
-    let name = if request.name.is_empty() { fallback_name } else { &request.name };
+    let name = if request.name.is_empty() {
+        fallback_name
+    } else {
+        &request.name
+    };
     let some = |text: String| (!text.is_empty()).then_some(text);
     let or = |given: u64, default: Bytes| if given == 0 { default } else { Bytes(given) };
     if request.image.is_empty() {
@@ -169,7 +180,11 @@ pub fn create_from_wire(
             .unwrap_or(InstanceSpec::DEFAULT_STOP_TIMEOUT),
     };
     spec.check().map_err(|error| FieldError::new("spec", error))?;
-    Ok(CreateRequest { spec, start: request.start, auto_remove: request.auto_remove })
+    Ok(CreateRequest {
+        spec,
+        start: request.start,
+        auto_remove: request.auto_remove,
+    })
 }
 
 fn exit_to_wire(exit: &ExitInfo) -> v1::InstanceExit {
@@ -274,16 +289,46 @@ mod tests {
 
     #[test]
     fn wrong_fields_are_named() {
-        let good = v1::CreateInstanceRequest { image: "web".to_owned(), ..Default::default() };
+        let good = v1::CreateInstanceRequest {
+            image: "web".to_owned(),
+            ..Default::default()
+        };
         assert!(create_from_wire(good.clone(), "quiet-fox").is_ok());
         for (request, field) in [
-            (v1::CreateInstanceRequest { image: String::new(), ..good.clone() }, "image"),
-            (v1::CreateInstanceRequest { name: "No".to_owned(), ..good.clone() }, "name"),
-            (v1::CreateInstanceRequest { memory_bytes: 3, ..good.clone() }, "spec"),
-            (v1::CreateInstanceRequest { placement: 77, ..good.clone() }, "placement"),
             (
                 v1::CreateInstanceRequest {
-                    standby: Some(v1::StandbyPolicy { enabled: true, ..Default::default() }),
+                    image: String::new(),
+                    ..good.clone()
+                },
+                "image",
+            ),
+            (
+                v1::CreateInstanceRequest {
+                    name: "No".to_owned(),
+                    ..good.clone()
+                },
+                "name",
+            ),
+            (
+                v1::CreateInstanceRequest {
+                    memory_bytes: 3,
+                    ..good.clone()
+                },
+                "spec",
+            ),
+            (
+                v1::CreateInstanceRequest {
+                    placement: 77,
+                    ..good.clone()
+                },
+                "placement",
+            ),
+            (
+                v1::CreateInstanceRequest {
+                    standby: Some(v1::StandbyPolicy {
+                        enabled: true,
+                        ..Default::default()
+                    }),
                     ..good.clone()
                 },
                 "standby",

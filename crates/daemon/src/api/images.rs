@@ -31,7 +31,12 @@ type ImportStream = Pin<Box<dyn Stream<Item = Result<v1::ImportImageResponse, St
 impl Api {
     fn image_to_wire(&self, record: &ImageRecord) -> v1::Image {
         let digest = record.digest.to_string();
-        let used_by = self.instances.users_of(&digest).iter().map(ToString::to_string).collect();
+        let used_by = self
+            .instances
+            .users_of(&digest)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let config = &record.config;
         v1::Image {
             digest,
@@ -43,7 +48,11 @@ impl Api {
             os: "linux".to_owned(),
             entrypoint: config.entrypoint.clone(),
             command: config.command.clone(),
-            environment: config.environment.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            environment: config
+                .environment
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect(),
             working_directory: config.working_directory.clone(),
             user: config.user.clone(),
             imported_at: Some(time_to_wire(record.imported)),
@@ -54,11 +63,18 @@ impl Api {
 
     /// Digests that instances use.
     fn used_images(&self) -> BTreeSet<Digest> {
-        self.instances.list().iter().filter_map(|view| view.image_digest.parse().ok()).collect()
+        self.instances
+            .list()
+            .iter()
+            .filter_map(|view| view.image_digest.parse().ok())
+            .collect()
     }
 
     fn image_happened(&self, digest: &Digest, imported: bool) {
-        let what = Happening::Image { digest: digest.to_string(), imported };
+        let what = Happening::Image {
+            digest: digest.to_string(),
+            imported,
+        };
         self.events.push(self.instances.now(), what);
     }
 }
@@ -74,7 +90,9 @@ fn progress_to_wire(progress: Progress) -> v1::ImportImageResponse {
         done_bytes: progress.done,
         total_bytes: progress.total,
     };
-    v1::ImportImageResponse { step: Some(v1::import_image_response::Step::Progress(report)) }
+    v1::ImportImageResponse {
+        step: Some(v1::import_image_response::Step::Progress(report)),
+    }
 }
 
 #[tonic::async_trait]
@@ -88,11 +106,17 @@ impl ImageService for Api {
         let request = request.into_inner();
         let path = std::path::PathBuf::from(&request.path);
         if !path.is_absolute() {
-            return Err(status(&FieldError::new("path", "is not absolute: the daemon has another directory")));
+            return Err(status(&FieldError::new(
+                "path",
+                "is not absolute: the daemon has another directory",
+            )));
         }
         let name: Option<ImageName> = match request.name.as_str() {
             "" => None,
-            text => Some(text.parse().map_err(|error: dormouse_image::ImageError| status(&error))?),
+            text => Some(
+                text.parse()
+                    .map_err(|error: dormouse_image::ImageError| status(&error))?,
+            ),
         };
         let (sender, receiver) = mpsc::channel(REPORTS);
         let mut tasks = JoinSet::new();
@@ -104,7 +128,9 @@ impl ImageService for Api {
                 if due {
                     last = Some((progress.phase, Instant::now()));
                     // A client that reads slowly misses reports; one that went away takes the import back.
-                    if let Err(mpsc::error::TrySendError::Closed(_)) = reports.try_send(Ok(progress_to_wire(progress))) {
+                    if let Err(mpsc::error::TrySendError::Closed(_)) =
+                        reports.try_send(Ok(progress_to_wire(progress)))
+                    {
                         return ControlFlow::Break(());
                     }
                 }
@@ -115,17 +141,26 @@ impl ImageService for Api {
                 Ok(record) => {
                     api.image_happened(&record.digest, true);
                     let image = api.image_to_wire(&record);
-                    Ok(v1::ImportImageResponse { step: Some(v1::import_image_response::Step::Image(image)) })
+                    Ok(v1::ImportImageResponse {
+                        step: Some(v1::import_image_response::Step::Image(image)),
+                    })
                 }
                 Err(error) => Err(status(&error)),
             };
             drop(sender.send(last).await);
         });
-        Ok(Response::new(Box::pin(Owned::new(ReceiverStream::new(receiver), tasks))))
+        Ok(Response::new(Box::pin(Owned::new(
+            ReceiverStream::new(receiver),
+            tasks,
+        ))))
     }
 
     async fn get_image(&self, request: Request<v1::GetImageRequest>) -> Result<Response<v1::Image>, Status> {
-        let record = self.images.find(request.into_inner().image).await.map_err(|error| status(&error))?;
+        let record = self
+            .images
+            .find(request.into_inner().image)
+            .await
+            .map_err(|error| status(&error))?;
         Ok(Response::new(self.image_to_wire(&record)))
     }
 
@@ -137,10 +172,17 @@ impl ImageService for Api {
         let mut all = self.images.list().await.map_err(|error| status(&error))?;
         all.retain(|record| record.name.to_string().contains(&request.name));
         all.sort_by_key(|record| record.name.to_string());
-        let (page, next_page_token) =
-            page::cut(all, |record| record.name.to_string(), request.page_size, &request.page_token)?;
+        let (page, next_page_token) = page::cut(
+            all,
+            |record| record.name.to_string(),
+            request.page_size,
+            &request.page_token,
+        )?;
         let images = page.iter().map(|record| self.image_to_wire(record)).collect();
-        Ok(Response::new(v1::ListImagesResponse { images, next_page_token }))
+        Ok(Response::new(v1::ListImagesResponse {
+            images,
+            next_page_token,
+        }))
     }
 
     async fn delete_image(
@@ -150,11 +192,20 @@ impl ImageService for Api {
         let request = request.into_inner();
         let work = async {
             let used = self.used_images();
-            let (record, content_removed) =
-                self.images.remove(request.image.clone(), used).await.map_err(|error| status(&error))?;
+            let (record, content_removed) = self
+                .images
+                .remove(request.image.clone(), used)
+                .await
+                .map_err(|error| status(&error))?;
             self.image_happened(&record.digest, false);
-            Ok(v1::DeleteImageResponse { digest: record.digest.to_string(), content_removed })
+            Ok(v1::DeleteImageResponse {
+                digest: record.digest.to_string(),
+                content_removed,
+            })
         };
-        self.repeats.once("DeleteImage", &request.request_id, work).await.map(Response::new)
+        self.repeats
+            .once("DeleteImage", &request.request_id, work)
+            .await
+            .map(Response::new)
     }
 }

@@ -30,7 +30,10 @@ impl Api {
     fn named(&self, key: &str, etag: &str) -> Result<InstanceView, Status> {
         let view = self.instances.find(key).map_err(|error| status(&error))?;
         if !etag.is_empty() && etag != view.revision.to_string() {
-            let error = InstanceError::Changed { now: view.revision, sent: etag.to_owned() };
+            let error = InstanceError::Changed {
+                now: view.revision,
+                sent: etag.to_owned(),
+            };
             return Err(status(&error));
         }
         Ok(view)
@@ -38,7 +41,11 @@ impl Api {
 
     /// An instance on the wire with everything that is asked elsewhere.
     pub(super) async fn full(&self, view: &InstanceView) -> v1::Instance {
-        let standby_status = self.engine.status(view.id).await.map(|found| self.standby_to_wire(view, &found));
+        let standby_status = self
+            .engine
+            .status(view.id)
+            .await
+            .map(|found| self.standby_to_wire(view, &found));
         let extras = Extras {
             standby_status,
             memory_held: self.memory_held(view).await,
@@ -51,7 +58,9 @@ impl Api {
     /// blocks on tmpfs or its dirty pages on disk.
     pub(super) async fn memory_held(&self, view: &InstanceView) -> Bytes {
         let (instances, view) = (self.instances.clone(), view.clone());
-        tokio::task::spawn_blocking(move || instances.memory_held(&view)).await.unwrap_or_default()
+        tokio::task::spawn_blocking(move || instances.memory_held(&view))
+            .await
+            .unwrap_or_default()
     }
 }
 
@@ -65,12 +74,19 @@ impl InstanceService for Api {
         let id = request.request_id.clone();
         let work = async {
             let taken = |name: &str| self.instances.find(name).is_ok();
-            let create =
-                create_from_wire(request, &names::free(self.instances.seed(), taken)).map_err(|e| status(&e))?;
-            let view = self.instances.create(create).await.map_err(|error| status(&error))?;
+            let create = create_from_wire(request, &names::free(self.instances.seed(), taken))
+                .map_err(|e| status(&e))?;
+            let view = self
+                .instances
+                .create(create)
+                .await
+                .map_err(|error| status(&error))?;
             Ok(self.full(&view).await)
         };
-        self.repeats.once("CreateInstance", &id, work).await.map(Response::new)
+        self.repeats
+            .once("CreateInstance", &id, work)
+            .await
+            .map(Response::new)
     }
 
     async fn get_instance(
@@ -98,17 +114,28 @@ impl InstanceService for Api {
             (states.is_empty() || states.contains(&view.state))
                 && view.spec.name.as_str().contains(&filter.name)
                 && filter.labels.iter().all(|(key, value)| {
-                    view.spec.labels.get(key).is_some_and(|found| value.is_empty() || found == value)
+                    view.spec
+                        .labels
+                        .get(key)
+                        .is_some_and(|found| value.is_empty() || found == value)
                 })
         };
         let all: Vec<InstanceView> = self.instances.list().into_iter().filter(matches).collect();
-        let (views, next_page_token) =
-            page::cut(all, |view| view.id.to_string(), request.page_size, &request.page_token)?;
+        let (views, next_page_token) = page::cut(
+            all,
+            |view| view.id.to_string(),
+            request.page_size,
+            &request.page_token,
+        )?;
         let mut instances = Vec::with_capacity(views.len());
         for view in &views {
             instances.push(self.full(view).await);
         }
-        Ok(Response::new(v1::ListInstancesResponse { instances, next_page_token, event_cursor }))
+        Ok(Response::new(v1::ListInstancesResponse {
+            instances,
+            next_page_token,
+            event_cursor,
+        }))
     }
 
     async fn start_instance(
@@ -118,10 +145,17 @@ impl InstanceService for Api {
         let request = request.into_inner();
         let work = async {
             let view = self.named(&request.instance, &request.etag)?;
-            let view = self.instances.start(view.id).await.map_err(|error| status(&error))?;
+            let view = self
+                .instances
+                .start(view.id)
+                .await
+                .map_err(|error| status(&error))?;
             Ok(self.full(&view).await)
         };
-        self.repeats.once("StartInstance", &request.request_id, work).await.map(Response::new)
+        self.repeats
+            .once("StartInstance", &request.request_id, work)
+            .await
+            .map(Response::new)
     }
 
     async fn stop_instance(
@@ -132,10 +166,17 @@ impl InstanceService for Api {
         let grace = duration_from_wire("timeout", request.timeout).map_err(|error| status(&error))?;
         let work = async {
             let view = self.named(&request.instance, &request.etag)?;
-            let view = self.instances.stop(view.id, grace).await.map_err(|error| status(&error))?;
+            let view = self
+                .instances
+                .stop(view.id, grace)
+                .await
+                .map_err(|error| status(&error))?;
             Ok(self.full(&view).await)
         };
-        self.repeats.once("StopInstance", &request.request_id, work).await.map(Response::new)
+        self.repeats
+            .once("StopInstance", &request.request_id, work)
+            .await
+            .map(Response::new)
     }
 
     async fn standby_instance(
@@ -143,14 +184,24 @@ impl InstanceService for Api {
         request: Request<v1::StandbyInstanceRequest>,
     ) -> Result<Response<v1::Instance>, Status> {
         let request = request.into_inner();
-        let trigger =
-            if request.yield_to_traffic { SleepTrigger::CallerYielding } else { SleepTrigger::Caller };
+        let trigger = if request.yield_to_traffic {
+            SleepTrigger::CallerYielding
+        } else {
+            SleepTrigger::Caller
+        };
         let work = async {
             let view = self.named(&request.instance, &request.etag)?;
-            let view = self.instances.standby(view.id, trigger).await.map_err(|error| status(&error))?;
+            let view = self
+                .instances
+                .standby(view.id, trigger)
+                .await
+                .map_err(|error| status(&error))?;
             Ok(self.full(&view).await)
         };
-        self.repeats.once("StandbyInstance", &request.request_id, work).await.map(Response::new)
+        self.repeats
+            .once("StandbyInstance", &request.request_id, work)
+            .await
+            .map(Response::new)
     }
 
     async fn wake_instance(
@@ -160,10 +211,17 @@ impl InstanceService for Api {
         let request = request.into_inner();
         let work = async {
             let view = self.named(&request.instance, &request.etag)?;
-            let view = self.instances.wake(view.id).await.map_err(|error| status(&error))?;
+            let view = self
+                .instances
+                .wake(view.id)
+                .await
+                .map_err(|error| status(&error))?;
             Ok(self.full(&view).await)
         };
-        self.repeats.once("WakeInstance", &request.request_id, work).await.map(Response::new)
+        self.repeats
+            .once("WakeInstance", &request.request_id, work)
+            .await
+            .map(Response::new)
     }
 
     async fn delete_instance(
@@ -175,14 +233,29 @@ impl InstanceService for Api {
             let view = self.named(&request.instance, &request.etag)?;
             let quiet = matches!(view.state, State::Stopped | State::Failed | State::Deleting);
             if !request.force && !quiet {
-                let error = InstanceError::NotStopped { name: view.spec.name.clone(), state: view.state };
+                let error = InstanceError::NotStopped {
+                    name: view.spec.name.clone(),
+                    state: view.state,
+                };
                 return Err(status(&error));
             }
-            let removal = if request.force { Removal::Forced } else { Removal::Graceful };
-            self.instances.delete(view.id, removal).await.map_err(|error| status(&error))?;
-            Ok(v1::DeleteInstanceResponse { id: view.id.to_string() })
+            let removal = if request.force {
+                Removal::Forced
+            } else {
+                Removal::Graceful
+            };
+            self.instances
+                .delete(view.id, removal)
+                .await
+                .map_err(|error| status(&error))?;
+            Ok(v1::DeleteInstanceResponse {
+                id: view.id.to_string(),
+            })
         };
-        self.repeats.once("DeleteInstance", &request.request_id, work).await.map(Response::new)
+        self.repeats
+            .once("DeleteInstance", &request.request_id, work)
+            .await
+            .map(Response::new)
     }
 
     async fn wait_instance(
@@ -197,7 +270,10 @@ impl InstanceService for Api {
             .collect::<Result<_, _>>()
             .map_err(|error| status(&error))?;
         if states.is_empty() && !request.deleted {
-            return Err(status(&FieldError::new("states", "is empty: say what to wait for")));
+            return Err(status(&FieldError::new(
+                "states",
+                "is empty: say what to wait for",
+            )));
         }
         let limit = duration_from_wire("timeout", request.timeout)
             .map_err(|error| status(&error))?
@@ -208,8 +284,14 @@ impl InstanceService for Api {
             Err(error) => return Err(status(&error)),
             Ok(view) => Some(view.id),
         };
-        let Some(id) = found else { return Ok(Response::new(v1::WaitInstanceResponse { instance: None })) };
-        let view = self.instances.wait(id, &states, request.deleted, limit).await.map_err(|e| status(&e))?;
+        let Some(id) = found else {
+            return Ok(Response::new(v1::WaitInstanceResponse { instance: None }));
+        };
+        let view = self
+            .instances
+            .wait(id, &states, request.deleted, limit)
+            .await
+            .map_err(|e| status(&e))?;
         let instance = match view {
             Some(view) => Some(self.full(&view).await),
             None => None,
@@ -232,7 +314,9 @@ impl InstanceService for Api {
             v1::LogSource::Vmm => self.instances.layout().vmm_log(view.id),
         };
         let ended = self.instances.watch(view.id).map_err(|error| status(&error))?;
-        let tail = request.tail.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX));
+        let tail = request
+            .tail
+            .map(|lines| usize::try_from(lines).unwrap_or(usize::MAX));
         let stream = logs::stream(path, tail, request.follow.then_some(ended));
         Ok(Response::new(Box::pin(stream)))
     }

@@ -101,7 +101,11 @@ async fn pump(
                 Ok(0) => break,
                 Ok(count) => {
                     let data = buffer.get(..count).unwrap_or_default().to_vec();
-                    out.send(Ok(v1::LogChunk { data, ..Default::default() })).await?;
+                    out.send(Ok(v1::LogChunk {
+                        data,
+                        ..Default::default()
+                    }))
+                    .await?;
                 }
                 Err(error) => return out.send(Err(Status::unavailable(error.to_string()))).await,
             }

@@ -43,6 +43,13 @@ impl Api {
         events: EventLog,
         facts: Arc<SystemFacts>,
     ) -> Self {
-        Self { instances, images, engine, events, facts, repeats: Arc::default() }
+        Self {
+            instances,
+            images,
+            engine,
+            events,
+            facts,
+            repeats: Arc::default(),
+        }
     }
 }

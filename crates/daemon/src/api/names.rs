@@ -1,13 +1,13 @@
 //! Names for instances whose caller chose none.
 
 const QUALITIES: [&str; 16] = [
-    "calm", "cosy", "dozy", "drowsy", "gentle", "hushed", "idle", "mellow", "mild", "nodding", "placid", "quiet",
-    "resting", "serene", "still", "tranquil",
+    "calm", "cosy", "dozy", "drowsy", "gentle", "hushed", "idle", "mellow", "mild", "nodding", "placid",
+    "quiet", "resting", "serene", "still", "tranquil",
 ];
 
 const ANIMALS: [&str; 16] = [
-    "badger", "bat", "bear", "chipmunk", "dormouse", "fox", "hamster", "hedgehog", "marmot", "newt", "otter", "owl",
-    "squirrel", "toad", "tortoise", "vole",
+    "badger", "bat", "bear", "chipmunk", "dormouse", "fox", "hamster", "hedgehog", "marmot", "newt", "otter",
+    "owl", "squirrel", "toad", "tortoise", "vole",
 ];
 
 /// A name that is not taken: two words, and a number when those are used up. `seed` chooses.

@@ -25,8 +25,11 @@ pub fn cut<T>(
     if token.len() > 1024 {
         return Err(status(&FieldError::new("page_token", "is none of ours")));
     }
-    let mut page: Vec<T> =
-        all.into_iter().filter(|item| token.is_empty() || key(item).as_str() > token).take(size + 1).collect();
+    let mut page: Vec<T> = all
+        .into_iter()
+        .filter(|item| token.is_empty() || key(item).as_str() > token)
+        .take(size + 1)
+        .collect();
     let next = if page.len() > size {
         page.truncate(size);
         page.last().map(key).unwrap_or_default()

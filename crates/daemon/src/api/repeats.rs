@@ -42,10 +42,15 @@ impl Repeats {
             return work.await;
         }
         if id.len() > ID_LENGTH {
-            return Err(status(&FieldError::new("request_id", "has more than 64 characters")));
+            return Err(status(&FieldError::new(
+                "request_id",
+                "has more than 64 characters",
+            )));
         }
         let answer = self.slot(method, id);
-        let bytes = answer.get_or_try_init(|| async { work.await.map(|done| done.encode_to_vec()) }).await?;
+        let bytes = answer
+            .get_or_try_init(|| async { work.await.map(|done| done.encode_to_vec()) })
+            .await?;
         T::decode(bytes.as_slice()).map_err(|_| Status::internal("a kept answer does not decode"))
     }
 
@@ -76,15 +81,30 @@ mod tests {
     async fn a_repeated_request_gets_the_first_answer_and_a_failed_one_another_try() {
         let repeats = Repeats::default();
         let answer = |id: &str| v1::DeleteInstanceResponse { id: id.to_owned() };
-        let failed: Result<v1::DeleteInstanceResponse, _> =
-            repeats.once("Delete", "r", async { Err(Status::aborted("no")) }).await;
+        let failed: Result<v1::DeleteInstanceResponse, _> = repeats
+            .once("Delete", "r", async { Err(Status::aborted("no")) })
+            .await;
         assert!(failed.is_err());
-        let first = repeats.once("Delete", "r", async { Ok(answer("one")) }).await.unwrap();
-        let again = repeats.once("Delete", "r", async { Ok(answer("two")) }).await.unwrap();
+        let first = repeats
+            .once("Delete", "r", async { Ok(answer("one")) })
+            .await
+            .unwrap();
+        let again = repeats
+            .once("Delete", "r", async { Ok(answer("two")) })
+            .await
+            .unwrap();
         assert_eq!(first, again);
-        let other = repeats.once("Stop", "r", async { Ok(answer("three")) }).await.unwrap();
+        let other = repeats
+            .once("Stop", "r", async { Ok(answer("three")) })
+            .await
+            .unwrap();
         assert_eq!(other.id, "three");
         let long = "x".repeat(65);
-        assert!(repeats.once("Delete", &long, async { Ok(answer("four")) }).await.is_err());
+        assert!(
+            repeats
+                .once("Delete", &long, async { Ok(answer("four")) })
+                .await
+                .is_err()
+        );
     }
 }

@@ -72,14 +72,16 @@ fn explain(found: &StatusSnapshot) -> String {
     }
 }
 
-
 #[tonic::async_trait]
 impl StandbyService for Api {
     async fn get_status(
         &self,
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::StandbyStatus>, Status> {
-        let view = self.instances.find(&request.into_inner().instance).map_err(|error| status(&error))?;
+        let view = self
+            .instances
+            .find(&request.into_inner().instance)
+            .map_err(|error| status(&error))?;
         let found = self.engine.status(view.id).await.ok_or_else(stopping)?;
         Ok(Response::new(self.standby_to_wire(&view, &found)))
     }
@@ -87,12 +89,18 @@ impl StandbyService for Api {
     async fn hold(&self, request: Request<v1::HoldRequest>) -> Result<Response<v1::StandbyStatus>, Status> {
         let request = request.into_inner();
         let work = async {
-            let view = self.instances.find(&request.instance).map_err(|error| status(&error))?;
+            let view = self
+                .instances
+                .find(&request.instance)
+                .map_err(|error| status(&error))?;
             self.engine.hold(view.id).await.map_err(|error| status(&error))?;
             let found = self.engine.status(view.id).await.ok_or_else(stopping)?;
             Ok(self.standby_to_wire(&view, &found))
         };
-        self.repeats.once("Hold", &request.request_id, work).await.map(Response::new)
+        self.repeats
+            .once("Hold", &request.request_id, work)
+            .await
+            .map(Response::new)
     }
 
     async fn list_statuses(
@@ -112,7 +120,10 @@ impl StandbyService for Api {
                 statuses.push(self.standby_to_wire(view, &found));
             }
         }
-        Ok(Response::new(v1::ListStatusesResponse { statuses, next_page_token }))
+        Ok(Response::new(v1::ListStatusesResponse {
+            statuses,
+            next_page_token,
+        }))
     }
 }
 

@@ -67,8 +67,14 @@ pub fn status(fault: &dyn Fault) -> Status {
     };
     let mut trailers = MetadataMap::new();
     trailers.insert(metadata::CODE, MetadataValue::<Ascii>::from_static(fault.code()));
-    trailers.insert(metadata::KIND, MetadataValue::<Ascii>::from_static(kind_word(kind)));
-    trailers.insert(metadata::RETRY, MetadataValue::<Ascii>::from_static(retry_word(kind.retry())));
+    trailers.insert(
+        metadata::KIND,
+        MetadataValue::<Ascii>::from_static(kind_word(kind)),
+    );
+    trailers.insert(
+        metadata::RETRY,
+        MetadataValue::<Ascii>::from_static(retry_word(kind.retry())),
+    );
     Status::with_metadata(code(kind), message, trailers)
 }
 

@@ -39,9 +39,16 @@ impl SystemService for Api {
         }
         let instances = states
             .into_iter()
-            .map(|(state, count)| v1::StateCount { state: state_to_wire(state).into(), count })
+            .map(|(state, count)| v1::StateCount {
+                state: state_to_wire(state).into(),
+                count,
+            })
             .collect();
-        let namespace = facts.namespace.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let namespace = facts
+            .namespace
+            .as_ref()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default();
         Ok(Response::new(v1::SystemInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: option_env!("DORMOUSE_COMMIT").unwrap_or("").to_owned(),
@@ -56,7 +63,12 @@ impl SystemService for Api {
             accelerator: facts.accelerator.clone(),
             accelerator_reason: facts.accelerator_reason.clone(),
             placement: placement_to_wire(facts.placement).into(),
-            placement_reason: if facts.swap.0 > 0 { "this host has swap" } else { "this host has no swap" }.to_owned(),
+            placement_reason: if facts.swap.0 > 0 {
+                "this host has swap"
+            } else {
+                "this host has no swap"
+            }
+            .to_owned(),
             data_directory: facts.data_directory.display().to_string(),
             run_directory: facts.run_directory.display().to_string(),
             network_namespace: namespace,
@@ -121,7 +133,10 @@ impl SystemService for Api {
             // The client went away: nothing is left to do.
             drop(api.pump_events(position, only, sender).await);
         });
-        Ok(Response::new(Box::pin(super::logs::Owned::new(ReceiverStream::new(receiver), tasks))))
+        Ok(Response::new(Box::pin(super::logs::Owned::new(
+            ReceiverStream::new(receiver),
+            tasks,
+        ))))
     }
 }
 
@@ -141,7 +156,8 @@ impl Api {
                 Found::Gap { missed, resume_after } => {
                     position = resume_after;
                     let gap = v1::EventGap { missed };
-                    out.send(Ok(self.event(position, None, v1::event::What::Gap(gap)))).await?;
+                    out.send(Ok(self.event(position, None, v1::event::What::Gap(gap))))
+                        .await?;
                     continue;
                 }
                 Found::Entries(entries) => {
@@ -174,16 +190,29 @@ impl Api {
                 if only.is_some_and(|id| id != event.view().id) {
                     return None;
                 }
-                let extras = Extras { accelerator: self.facts.accelerator.clone(), ..Extras::default() };
+                let extras = Extras {
+                    accelerator: self.facts.accelerator.clone(),
+                    ..Extras::default()
+                };
                 v1::event::What::Instance(event_to_wire(event, extras))
             }
             Happening::Image { digest, imported } => {
                 if only.is_some() {
                     return None;
                 }
-                let change = if *imported { v1::ImageChange::Imported } else { v1::ImageChange::Deleted };
-                let image = v1::Image { digest: digest.clone(), ..Default::default() };
-                v1::event::What::Image(v1::ImageEvent { change: change.into(), image: Some(image) })
+                let change = if *imported {
+                    v1::ImageChange::Imported
+                } else {
+                    v1::ImageChange::Deleted
+                };
+                let image = v1::Image {
+                    digest: digest.clone(),
+                    ..Default::default()
+                };
+                v1::event::What::Image(v1::ImageEvent {
+                    change: change.into(),
+                    image: Some(image),
+                })
             }
         };
         Some(self.event(entry.number, Some(entry), what))

@@ -115,7 +115,9 @@ impl Default for RawConfig {
         Self {
             data_directory: "/var/lib/dormouse".into(),
             run_directory: "/run/dormouse".into(),
-            api: RawApi { socket: String::new() },
+            api: RawApi {
+                socket: String::new(),
+            },
             network: RawNetwork {
                 namespace: String::new(),
                 device_prefix: "dm".to_owned(),
@@ -137,7 +139,10 @@ impl Default for RawConfig {
                 agent: String::new(),
                 boot_timeout: "120s".to_owned(),
             },
-            memory: RawMemory { placement: "auto".to_owned(), tmpfs_size: String::new() },
+            memory: RawMemory {
+                placement: "auto".to_owned(),
+                tmpfs_size: String::new(),
+            },
             standby: RawStandby {
                 max_concurrent: 16,
                 max_concurrent_wakes: 16,
@@ -159,7 +164,10 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
         // Named files must exist: a daemon that runs on defaults because of a typing error is worse.
         if !path.is_file() {
             return Err(ConfigError {
-                problems: vec![Problem::new("config", format!("{} is not a file", path.display()))],
+                problems: vec![Problem::new(
+                    "config",
+                    format!("{} is not a file", path.display()),
+                )],
             });
         }
         figment = figment.merge(Toml::file(path));
@@ -183,7 +191,11 @@ mod tests {
     fn files_override_defaults_and_unknown_keys_are_errors() {
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("config.toml");
-        std::fs::write(&file, "data_directory = \"/d\"\n[network]\nipv4_pool = \"10.9.0.0/24\"\n").unwrap();
+        std::fs::write(
+            &file,
+            "data_directory = \"/d\"\n[network]\nipv4_pool = \"10.9.0.0/24\"\n",
+        )
+        .unwrap();
         let config = load(Some(&file)).unwrap();
         assert_eq!(config.data_directory, Path::new("/d"));
         assert_eq!(config.network.ipv4_pool, "10.9.0.0/24");

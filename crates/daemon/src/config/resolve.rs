@@ -87,7 +87,10 @@ impl Problem {
     /// The problem `what` with `key`.
     #[must_use]
     pub fn new(key: &str, what: String) -> Self {
-        Self { key: key.to_owned(), what }
+        Self {
+            key: key.to_owned(),
+            what,
+        }
     }
 }
 
@@ -136,7 +139,9 @@ impl Collector {
 
     /// The parsed `text`, or a default that is never used because a problem was noted.
     fn parse<T: FromStr<Err: fmt::Display>>(&mut self, key: &str, text: &str) -> Option<T> {
-        text.parse().map_err(|error: T::Err| self.fail(key, error.to_string())).ok()
+        text.parse()
+            .map_err(|error: T::Err| self.fail(key, error.to_string()))
+            .ok()
     }
 
     fn duration(&mut self, key: &str, text: &str) -> Duration {
@@ -157,7 +162,10 @@ impl Collector {
     fn prefix<A: FromStr + Copy>(&mut self, key: &str, text: &str, longest: u8, any: A) -> (A, u8) {
         let wrong = format!("{text:?} is not a prefix with a length of at most {longest}");
         let parsed = text.split_once('/').and_then(|(address, length)| {
-            Some((address.parse().ok()?, length.parse().ok().filter(|length| *length <= longest)?))
+            Some((
+                address.parse().ok()?,
+                length.parse().ok().filter(|length| *length <= longest)?,
+            ))
         });
         parsed.unwrap_or_else(|| {
             self.fail(key, wrong);
@@ -185,35 +193,57 @@ impl RawConfig {
     pub fn resolve(&self) -> Result<Config, ConfigError> {
         let mut collector = Collector::default();
         let config = self.collect(&mut collector);
-        if collector.0.is_empty() { Ok(config) } else { Err(ConfigError { problems: collector.0 }) }
+        if collector.0.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError {
+                problems: collector.0,
+            })
+        }
     }
 
     fn collect(&self, problems: &mut Collector) -> Config {
-        for (key, path) in [("data_directory", &self.data_directory), ("run_directory", &self.run_directory)] {
+        for (key, path) in [
+            ("data_directory", &self.data_directory),
+            ("run_directory", &self.run_directory),
+        ] {
             if !path.is_absolute() {
                 problems.fail(key, format!("{} is not an absolute path", path.display()));
             }
         }
         let network = &self.network;
         let prefix = &network.device_prefix;
-        if prefix.is_empty() || prefix.len() > 3 || !prefix.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        if prefix.is_empty()
+            || prefix.len() > 3
+            || !prefix
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         {
-            problems.fail("network.device_prefix", format!("{prefix:?} is not 1 to 3 of a-z and 0-9"));
+            problems.fail(
+                "network.device_prefix",
+                format!("{prefix:?} is not 1 to 3 of a-z and 0-9"),
+            );
         }
         let accelerator = match self.hypervisor.accelerator.as_str() {
             "auto" => AcceleratorChoice::Auto,
             "kvm" => AcceleratorChoice::Kvm,
             "emulation" => AcceleratorChoice::Emulation,
             other => {
-                problems.fail("hypervisor.accelerator", format!("{other:?} is not auto, kvm or emulation"));
+                problems.fail(
+                    "hypervisor.accelerator",
+                    format!("{other:?} is not auto, kvm or emulation"),
+                );
                 AcceleratorChoice::Auto
             }
         };
         if self.hypervisor.first_uid < 1000 {
             problems.fail("hypervisor.first_uid", "must be at least 1000".to_owned());
         }
-        let name_servers: Vec<Option<IpAddr>> =
-            network.name_servers.iter().map(|text| problems.parse("network.name_servers", text)).collect();
+        let name_servers: Vec<Option<IpAddr>> = network
+            .name_servers
+            .iter()
+            .map(|text| problems.parse("network.name_servers", text))
+            .collect();
         let tmpfs_size = match self.memory.tmpfs_size.as_str() {
             "" => None,
             text => problems.parse("memory.tmpfs_size", text),
@@ -221,11 +251,17 @@ impl RawConfig {
         Config {
             data_directory: self.data_directory.clone(),
             run_directory: self.run_directory.clone(),
-            api_socket: some_path(&self.api.socket).unwrap_or_else(|| self.run_directory.join("dormoused.sock")),
+            api_socket: some_path(&self.api.socket)
+                .unwrap_or_else(|| self.run_directory.join("dormoused.sock")),
             namespace: some_path(&network.namespace),
             device_prefix: prefix.clone(),
             ipv4_pool: problems.prefix("network.ipv4_pool", &network.ipv4_pool, 30, Ipv4Addr::UNSPECIFIED),
-            ipv6_prefix: problems.prefix("network.ipv6_prefix", &network.ipv6_prefix, 64, Ipv6Addr::UNSPECIFIED),
+            ipv6_prefix: problems.prefix(
+                "network.ipv6_prefix",
+                &network.ipv6_prefix,
+                64,
+                Ipv6Addr::UNSPECIFIED,
+            ),
             masquerade: network.masquerade,
             parked_per_sleeper: problems
                 .parse("network.parked_per_sleeper", &network.parked_per_sleeper)
@@ -239,7 +275,9 @@ impl RawConfig {
             modules: some_path(&self.guest.modules),
             agent: some_path(&self.guest.agent),
             boot_timeout: problems.duration("guest.boot_timeout", &self.guest.boot_timeout),
-            placement: problems.parse("memory.placement", &self.memory.placement).unwrap_or_default(),
+            placement: problems
+                .parse("memory.placement", &self.memory.placement)
+                .unwrap_or_default(),
             tmpfs_size,
             max_concurrent_sleeps: problems.count("standby.max_concurrent", self.standby.max_concurrent),
             max_concurrent_wakes: problems

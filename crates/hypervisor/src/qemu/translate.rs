@@ -146,7 +146,7 @@ fn devices(line: &mut Line, spec: &LaunchSpec, layout: &Layout) {
         // way 256 is the most for a tap.
         line.option(
             "-device",
-            format!("virtio-net-device,netdev=net,mac={mac},rx_queue_size=1024"),
+            format!("virtio-net-device,netdev=net,mac={mac},rx_queue_size=1024,guest_announce=off"),
         );
     }
     line.option("-object", "rng-builtin,id=rng");
@@ -189,7 +189,7 @@ fn kernel_command_line(own: &str, execution: Execution) -> String {
         Execution::Emulation { tsc_khz } => {
             let own = own.trim_end();
             let blank = if own.is_empty() { "" } else { " " };
-            format!("{own}{blank}tsc_early_khz={tsc_khz} tsc=reliable no_timer_check random.trust_cpu=on")
+            format!("{own}{blank}tsc_early_khz={tsc_khz} tsc=reliable no_timer_check random.trust_cpu=on mitigations=off")
         }
     }
 }

@@ -66,7 +66,7 @@ fn a_restore_has_the_devices_of_the_launch() {
 #[test]
 fn the_command_line_is_completed() {
     assert_eq!(kernel_command_line("a b ", Execution::Kvm), "a b ");
-    let tail = "tsc_early_khz=2596096 tsc=reliable no_timer_check random.trust_cpu=on";
+    let tail = "tsc_early_khz=2596096 tsc=reliable no_timer_check random.trust_cpu=on mitigations=off";
     assert_eq!(kernel_command_line("a b ", EMULATION), format!("a b {tail}"));
     assert_eq!(kernel_command_line("", EMULATION), tail);
 }

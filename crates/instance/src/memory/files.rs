@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
-use super::plan::{Home, GuestRam};
+use super::plan::{GuestRam, Home};
 
 /// Bytes a copy moves at a time; between two of them it looks whether it was cancelled.
 const COPY_CHUNK: usize = 1 << 20;
@@ -42,7 +42,10 @@ impl ImageFiles {
     /// When the file cannot be made, or the disk has no room for a reserved one.
     pub fn create(&self, id: WorkloadId, image: &GuestRam, uid: u32) -> Result<File, MemoryError> {
         let path = self.path(id, image.home);
-        let fail = |source| MemoryError::Make { path: path.clone(), source };
+        let fail = |source| MemoryError::Make {
+            path: path.clone(),
+            source,
+        };
         remove(&path)?;
         let file = OpenOptions::new()
             .read(true)
@@ -69,10 +72,23 @@ impl ImageFiles {
             .read(true)
             .write(true)
             .open(&path)
-            .map_err(|source| MemoryError::Open { path: path.clone(), source })?;
-        let found = file.metadata().map_err(|source| MemoryError::Open { path: path.clone(), source })?.len();
+            .map_err(|source| MemoryError::Open {
+                path: path.clone(),
+                source,
+            })?;
+        let found = file
+            .metadata()
+            .map_err(|source| MemoryError::Open {
+                path: path.clone(),
+                source,
+            })?
+            .len();
         if found != image.size.0 {
-            return Err(MemoryError::Size { path, want: image.size, found: Bytes(found) });
+            return Err(MemoryError::Size {
+                path,
+                want: image.size,
+                found: Bytes(found),
+            });
         }
         if image.reserves() {
             reserve(&file, image.size, &path)?;
@@ -111,15 +127,23 @@ fn remove(path: &Path) -> Result<(), MemoryError> {
     match fs::remove_file(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(MemoryError::Remove { path: path.to_owned(), source }),
+        Err(source) => Err(MemoryError::Remove {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
 /// Makes sure that every block of `file` can be written.
 fn reserve(file: &File, size: Bytes, path: &Path) -> Result<(), MemoryError> {
     let length = i64::try_from(size.0).unwrap_or(i64::MAX);
-    fallocate(file.as_fd(), FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length)
-        .map_err(|errno| MemoryError::Reserve { path: path.to_owned(), size, source: errno.into() })
+    fallocate(file.as_fd(), FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length).map_err(|errno| {
+        MemoryError::Reserve {
+            path: path.to_owned(),
+            size,
+            source: errno.into(),
+        }
+    })
 }
 
 /// A copy of a sleeping guest's tmpfs file to the disk, while tmpfs stays the truth.
@@ -158,8 +182,10 @@ impl Spill<'_> {
         let outcome = self.copy(&partial);
         match outcome {
             Ok(SpillEnd::Durable { copied }) => {
-                fs::rename(&partial, &target)
-                    .map_err(|source| MemoryError::Make { path: target.clone(), source })?;
+                fs::rename(&partial, &target).map_err(|source| MemoryError::Make {
+                    path: target.clone(),
+                    source,
+                })?;
                 if let Some(directory) = target.parent() {
                     sync_directory(directory)?;
                 }
@@ -175,8 +201,14 @@ impl Spill<'_> {
 
     fn copy(&self, partial: &Path) -> Result<SpillEnd, MemoryError> {
         let from = self.files.path(self.id, Home::Tmpfs);
-        let read_fail = |source| MemoryError::Open { path: from.clone(), source };
-        let write_fail = |source| MemoryError::Make { path: partial.to_owned(), source };
+        let read_fail = |source| MemoryError::Open {
+            path: from.clone(),
+            source,
+        };
+        let write_fail = |source| MemoryError::Make {
+            path: partial.to_owned(),
+            source,
+        };
         remove(partial)?;
         let source = File::open(&from).map_err(read_fail)?;
         let size = source.metadata().map_err(read_fail)?.len();
@@ -197,8 +229,12 @@ impl Spill<'_> {
                 if self.cancelled.load(Ordering::Acquire) {
                     return Ok(SpillEnd::Cancelled);
                 }
-                let wanted = usize::try_from(end - position).unwrap_or(COPY_CHUNK).min(COPY_CHUNK);
-                let Some(chunk) = buffer.get_mut(..wanted) else { break };
+                let wanted = usize::try_from(end - position)
+                    .unwrap_or(COPY_CHUNK)
+                    .min(COPY_CHUNK);
+                let Some(chunk) = buffer.get_mut(..wanted) else {
+                    break;
+                };
                 source.read_exact_at(chunk, position).map_err(read_fail)?;
                 sink.write_all_at(chunk, position).map_err(write_fail)?;
                 position += chunk.len() as u64;
@@ -210,7 +246,9 @@ impl Spill<'_> {
         if self.cancelled.load(Ordering::Acquire) {
             return Ok(SpillEnd::Cancelled);
         }
-        Ok(SpillEnd::Durable { copied: Bytes(copied) })
+        Ok(SpillEnd::Durable {
+            copied: Bytes(copied),
+        })
     }
 }
 
@@ -224,7 +262,10 @@ fn next_extent(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
         Err(errno) => return Err(errno.into()),
     };
     let end = lseek(file.as_fd(), start, Whence::SeekHole)?;
-    Ok(Some((u64::try_from(start).unwrap_or(0), u64::try_from(end).unwrap_or(0))))
+    Ok(Some((
+        u64::try_from(start).unwrap_or(0),
+        u64::try_from(end).unwrap_or(0),
+    )))
 }
 
 /// Makes renames and new names in a directory durable.
@@ -234,7 +275,10 @@ fn next_extent(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
 pub fn sync_directory(path: &Path) -> Result<(), MemoryError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
-        .map_err(|source| MemoryError::Make { path: path.to_owned(), source })
+        .map_err(|source| MemoryError::Make {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// What went wrong with a memory image.
@@ -294,7 +338,9 @@ impl Fault for MemoryError {
             {
                 Kind::Exhausted
             }
-            Self::Make { .. } | Self::Open { .. } | Self::Remove { .. } | Self::Reserve { .. } => Kind::Unavailable,
+            Self::Make { .. } | Self::Open { .. } | Self::Remove { .. } | Self::Reserve { .. } => {
+                Kind::Unavailable
+            }
             Self::Size { .. } => Kind::Corrupt,
         }
     }
@@ -316,7 +362,10 @@ mod tests {
     use dormouse_model::spec::Placement;
 
     fn files(scratch: &Path) -> (ImageFiles, WorkloadId) {
-        let files = ImageFiles { tmpfs: scratch.join("ram"), instances: scratch.join("instances") };
+        let files = ImageFiles {
+            tmpfs: scratch.join("ram"),
+            instances: scratch.join("instances"),
+        };
         let id = WorkloadId::from_bits(7);
         fs::create_dir_all(&files.tmpfs).unwrap();
         fs::create_dir_all(files.instances.join(id.to_string())).unwrap();
@@ -336,10 +385,20 @@ mod tests {
         ram.write_all_at(b"low", 0).unwrap();
         ram.write_all_at(b"high", Bytes::mib(40).0).unwrap();
         let cancelled = AtomicBool::new(false);
-        let spill = Spill { files: &files, id, uid: own_uid(), cancelled: &cancelled };
-        let SpillEnd::Durable { copied } = spill.run().unwrap() else { panic!("not cancelled") };
+        let spill = Spill {
+            files: &files,
+            id,
+            uid: own_uid(),
+            cancelled: &cancelled,
+        };
+        let SpillEnd::Durable { copied } = spill.run().unwrap() else {
+            panic!("not cancelled")
+        };
         assert!(copied < Bytes::mib(1), "{copied} copied of two pages");
-        let disk = GuestRam { home: Home::Disk, ..image };
+        let disk = GuestRam {
+            home: Home::Disk,
+            ..image
+        };
         let back = files.open(id, &disk).unwrap();
         let mut word = [0_u8; 4];
         back.read_exact_at(&mut word, Bytes::mib(40).0).unwrap();
@@ -352,11 +411,25 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let (files, id) = files(scratch.path());
         let image = GuestRam::fresh(Placement::Spill, Bytes::mib(4));
-        files.create(id, &image, own_uid()).unwrap().write_all_at(b"x", 0).unwrap();
+        files
+            .create(id, &image, own_uid())
+            .unwrap()
+            .write_all_at(b"x", 0)
+            .unwrap();
         let cancelled = AtomicBool::new(true);
-        let spill = Spill { files: &files, id, uid: own_uid(), cancelled: &cancelled };
+        let spill = Spill {
+            files: &files,
+            id,
+            uid: own_uid(),
+            cancelled: &cancelled,
+        };
         assert_eq!(spill.run().unwrap(), SpillEnd::Cancelled);
-        assert_eq!(fs::read_dir(files.instances.join(id.to_string())).unwrap().count(), 0);
+        assert_eq!(
+            fs::read_dir(files.instances.join(id.to_string()))
+                .unwrap()
+                .count(),
+            0
+        );
         assert!(files.open(id, &image).is_ok(), "tmpfs is still the truth");
     }
 

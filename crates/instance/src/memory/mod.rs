@@ -16,6 +16,6 @@ pub mod files;
 mod held;
 pub mod plan;
 
-pub use held::held;
 pub use files::{ImageFiles, MemoryError, Spill, SpillEnd};
+pub use held::held;
 pub use plan::{GiveBack, GuestRam, Home, Sharing, default_placement};

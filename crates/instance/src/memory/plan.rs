@@ -1,7 +1,7 @@
 //! Decisions about guest RAM: pure.
 
-use dormouse_model::spec::Placement;
 use dormouse_model::Bytes;
+use dormouse_model::spec::Placement;
 
 /// The file that holds the truth about a guest's RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,7 +42,12 @@ impl GuestRam {
             Placement::Disk => Home::Disk,
             Placement::Auto | Placement::Tmpfs | Placement::Spill => Home::Tmpfs,
         };
-        Self { placement, size, home, sharing: Sharing::Shared }
+        Self {
+            placement,
+            size,
+            home,
+            sharing: Sharing::Shared,
+        }
     }
 
     /// How a wake of this image maps it.
@@ -96,7 +101,11 @@ pub enum GiveBack {
 /// The placement that `auto` means on a host with `swap` bytes of swap.
 #[must_use]
 pub fn default_placement(swap: Bytes) -> Placement {
-    if swap > Bytes(0) { Placement::Tmpfs } else { Placement::Spill }
+    if swap > Bytes(0) {
+        Placement::Tmpfs
+    } else {
+        Placement::Spill
+    }
 }
 
 #[cfg(test)]
@@ -108,12 +117,43 @@ mod tests {
     fn every_placement_follows_the_table() {
         use GiveBack::{CopyToDisk, FlushDisk, LeaveToSwap};
         for (placement, home, sharing, writes_back, reserves, give_back) in [
-            (Placement::Tmpfs, Home::Tmpfs, Sharing::Shared, false, false, LeaveToSwap),
-            (Placement::Disk, Home::Disk, Sharing::Shared, false, true, FlushDisk),
-            (Placement::Spill, Home::Tmpfs, Sharing::Shared, false, false, CopyToDisk),
-            (Placement::Spill, Home::Disk, Sharing::Private, true, false, FlushDisk),
+            (
+                Placement::Tmpfs,
+                Home::Tmpfs,
+                Sharing::Shared,
+                false,
+                false,
+                LeaveToSwap,
+            ),
+            (
+                Placement::Disk,
+                Home::Disk,
+                Sharing::Shared,
+                false,
+                true,
+                FlushDisk,
+            ),
+            (
+                Placement::Spill,
+                Home::Tmpfs,
+                Sharing::Shared,
+                false,
+                false,
+                CopyToDisk,
+            ),
+            (
+                Placement::Spill,
+                Home::Disk,
+                Sharing::Private,
+                true,
+                false,
+                FlushDisk,
+            ),
         ] {
-            let image = GuestRam { home, ..GuestRam::fresh(placement, Bytes::mib(256)) };
+            let image = GuestRam {
+                home,
+                ..GuestRam::fresh(placement, Bytes::mib(256))
+            };
             let woken = image.woken();
             assert_eq!(woken.sharing, sharing, "{placement:?} {home:?}");
             assert_eq!(woken.writes_back(), writes_back);

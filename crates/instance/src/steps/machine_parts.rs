@@ -53,9 +53,15 @@ impl StepContext {
         let (id, uid) = (view.id, self.remembered.uid);
         let file = tokio::task::spawn_blocking(move || files.create(id, &ram, uid))
             .await
-            .map_err(|error| StepFailure::Passing { why: error.to_string() })?
+            .map_err(|error| StepFailure::Passing {
+                why: error.to_string(),
+            })?
             .map_err(|error| failure(&error))?;
-        let boot = self.rooms.boot.as_ref().map_err(|why| StepFailure::Lasting { why: why.clone() })?;
+        let boot = self
+            .rooms
+            .boot
+            .as_ref()
+            .map_err(|why| StepFailure::Lasting { why: why.clone() })?;
         let mut parts = self.parts(file, ram)?;
         parts.boot = Some(BootPart {
             kernel: open(&boot.kernel)?,
@@ -70,7 +76,10 @@ impl StepContext {
             .map_err(|error| failure(&error))?;
         let vm = Arc::from(vm);
         self.hold_process(&vm).await;
-        Ok((Done::Process(super::identity_of(vm.process())), Change::Started { vm, ram }))
+        Ok((
+            Done::Process(super::identity_of(vm.process())),
+            Change::Started { vm, ram },
+        ))
     }
 
     /// Loads `image` into a new process; the guest stays paused.
@@ -86,7 +95,9 @@ impl StepContext {
         let id = view.id;
         let file = tokio::task::spawn_blocking(move || files.open(id, &ram))
             .await
-            .map_err(|error| StepFailure::Passing { why: error.to_string() })?
+            .map_err(|error| StepFailure::Passing {
+                why: error.to_string(),
+            })?
             .map_err(|error| failure(&error))?;
         let parts = self.parts(file, ram)?;
         let vm = self
@@ -97,15 +108,24 @@ impl StepContext {
             .map_err(|error| failure(&error))?;
         let vm = Arc::from(vm);
         self.hold_process(&vm).await;
-        Ok((Done::Process(super::identity_of(vm.process())), Change::Restored { vm, ram }))
+        Ok((
+            Done::Process(super::identity_of(vm.process())),
+            Change::Restored { vm, ram },
+        ))
     }
 
     /// The state file of a generation, if its hash is the recorded one.
     fn trusted_state(&self, generation: Generation) -> Result<OwnedFd, StepFailure> {
-        let path = self.rooms.layout.state_file(self.remembered.view.id, generation.0);
+        let path = self
+            .rooms
+            .layout
+            .state_file(self.remembered.view.id, generation.0);
         let found = super::sleep::hash(&path)?;
         if found != self.remembered.state_sha256 {
-            let why = format!("{} is not what was saved: its hash differs from the record", path.display());
+            let why = format!(
+                "{} is not what was saved: its hash differs from the record",
+                path.display()
+            );
             return Err(StepFailure::Lasting { why });
         }
         open(&path)
@@ -113,7 +133,11 @@ impl StepContext {
 
     fn machine(&self) -> LaunchSpec {
         let view = &self.remembered.view;
-        LaunchSpec { id: view.id, vcpus: view.spec.vcpus, mac: Some(view.addresses.mac) }
+        LaunchSpec {
+            id: view.id,
+            vcpus: view.spec.vcpus,
+            mac: Some(view.addresses.mac),
+        }
     }
 
     /// The descriptors of a VMM over the RAM in `file`.
@@ -121,20 +145,38 @@ impl StepContext {
         let view = &self.remembered.view;
         let (layout, id, uid) = (&self.rooms.layout, view.id, self.remembered.uid);
         let tap = self.parts.tap.as_ref().ok_or_else(|| missing("tap"))?;
-        let tap = tap.try_clone().map_err(|error| file_failure("duplicating", Path::new("tap"), &error))?;
+        let tap = tap
+            .try_clone()
+            .map_err(|error| file_failure("duplicating", Path::new("tap"), &error))?;
         let sharing = match ram.sharing {
             Sharing::Shared => dormouse_hypervisor::Sharing::Shared,
             Sharing::Private => dormouse_hypervisor::Sharing::Private,
         };
         let root = self.rooms.images.root_file_system(&view.image_digest);
-        let group = self.rooms.cgroups.group(&id.mark()).map_err(|error| failure(&error))?;
+        let group = self
+            .rooms
+            .cgroups
+            .group(&id.mark())
+            .map_err(|error| failure(&error))?;
         let entrance = group.entrance().map_err(|error| failure(&error))?;
         Ok(Parts {
-            ram: RamPart { file: file.into(), size: ram.size, sharing },
+            ram: RamPart {
+                file: file.into(),
+                size: ram.size,
+                sharing,
+            },
             boot: None,
             disks: vec![
-                DiskPart { file: open(&root)?, readonly: true, serial: ROOT_SERIAL.to_owned() },
-                DiskPart { file: open_writable(&layout.disk(id))?, readonly: false, serial: DISK_SERIAL.to_owned() },
+                DiskPart {
+                    file: open(&root)?,
+                    readonly: true,
+                    serial: ROOT_SERIAL.to_owned(),
+                },
+                DiskPart {
+                    file: open_writable(&layout.disk(id))?,
+                    readonly: false,
+                    serial: DISK_SERIAL.to_owned(),
+                },
             ],
             tap: Some(tap),
             control: listen(&layout.control_socket(id))?,
@@ -155,7 +197,8 @@ impl StepContext {
     /// Has the keeper watch a new VMM, so that a later daemon learns how it ended.
     async fn hold_process(&self, vm: &Arc<dyn dormouse_hypervisor::Vm>) {
         if let Ok(process) = PidFd::open(vm.process().pid) {
-            self.hold("process", HeldKind::Process, process.into_descriptor()).await;
+            self.hold("process", HeldKind::Process, process.into_descriptor())
+                .await;
         }
     }
 
@@ -165,8 +208,11 @@ impl StepContext {
         if let Some(vm) = &self.parts.vm {
             vm.kill().await.map_err(|error| failure(&error))?;
         }
-        let group =
-            self.rooms.cgroups.group(&self.remembered.view.id.mark()).map_err(|error| failure(&error))?;
+        let group = self
+            .rooms
+            .cgroups
+            .group(&self.remembered.view.id.mark())
+            .map_err(|error| failure(&error))?;
         let members = group.members().map_err(|error| failure(&error))?;
         if !members.is_empty() {
             end_members(&group, &members).await?;
@@ -184,7 +230,9 @@ impl StepContext {
 }
 
 fn open(path: &Path) -> Result<OwnedFd, StepFailure> {
-    File::open(path).map(OwnedFd::from).map_err(|error| file_failure("opening", path, &error))
+    File::open(path)
+        .map(OwnedFd::from)
+        .map_err(|error| file_failure("opening", path, &error))
 }
 
 fn open_writable(path: &Path) -> Result<OwnedFd, StepFailure> {
@@ -207,9 +255,11 @@ fn listen(path: &Path) -> Result<SocketPart, StepFailure> {
         fs::create_dir_all(folder).map_err(|error| file_failure("making", folder, &error))?;
     }
     let listener = UnixListener::bind(path).map_err(|error| file_failure("binding", path, &error))?;
-    Ok(SocketPart { listener: listener.into(), path: path.to_owned() })
+    Ok(SocketPart {
+        listener: listener.into(),
+        path: path.to_owned(),
+    })
 }
-
 
 /// Ends the processes of a group by descriptor, and waits until it is empty.
 async fn end_members(group: &dormouse_cgroup::Group, members: &[i32]) -> Result<(), StepFailure> {
@@ -225,5 +275,7 @@ async fn end_members(group: &dormouse_cgroup::Group, members: &[i32]) -> Result<
         }
         tokio::time::sleep(EMPTY_PAUSE).await;
     }
-    Err(StepFailure::Passing { why: format!("processes are left in {}", group.path().display()) })
+    Err(StepFailure::Passing {
+        why: format!("processes are left in {}", group.path().display()),
+    })
 }

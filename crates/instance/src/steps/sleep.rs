@@ -23,8 +23,12 @@ impl StepContext {
         let vm = self.vm()?;
         let path = self.rooms.layout.state_file(id, generation.0);
         let file = new_state_file(&path)?;
-        let handle = file.try_clone().map_err(|error| file_failure("duplicating", &path, &error))?;
-        vm.snapshot(OwnedFd::from(handle)).await.map_err(|error| failure(&error))?;
+        let handle = file
+            .try_clone()
+            .map_err(|error| file_failure("duplicating", &path, &error))?;
+        vm.snapshot(OwnedFd::from(handle))
+            .await
+            .map_err(|error| failure(&error))?;
         self.still_untouched().await?;
         let process = vm.process().clone();
         let boot = super::boot_of(&process.boot_id);
@@ -35,14 +39,21 @@ impl StepContext {
                 write_back(&process, &files, id, &ram)?;
             }
             let kept = kept(&files, id, &ram)?;
-            file.sync_data().map_err(|error| file_failure("syncing", &path, &error))?;
+            file.sync_data()
+                .map_err(|error| file_failure("syncing", &path, &error))?;
             let state_sha256 = hash(&path)?;
             Ok::<_, StepFailure>((kept, state_sha256))
         })
         .await
-        .map_err(|error| StepFailure::Passing { why: error.to_string() })?;
+        .map_err(|error| StepFailure::Passing {
+            why: error.to_string(),
+        })?;
         let (kept, state_sha256) = saved?;
-        let image = MemoryImage { generation, boot, kept };
+        let image = MemoryImage {
+            generation,
+            boot,
+            kept,
+        };
         Ok((Done::Image(image), Change::Saved { state_sha256 }))
     }
 }
@@ -52,10 +63,14 @@ impl StepContext {
     /// the tap after it was drained, and what is in the tap's queue goes with the tap: so it is looked at
     /// again now that the guest has stopped, before anything is final.
     async fn still_untouched(&self) -> Result<(), StepFailure> {
-        let (Some(link), Some(drained)) = (&self.parts.link, &self.parts.drained) else { return Ok(()) };
+        let (Some(link), Some(drained)) = (&self.parts.link, &self.parts.drained) else {
+            return Ok(());
+        };
         match link.untouched_since(drained).await {
             Ok(true) => Ok(()),
-            Ok(false) => Err(StepFailure::Passing { why: "a packet came while the guest stopped".to_owned() }),
+            Ok(false) => Err(StepFailure::Passing {
+                why: "a packet came while the guest stopped".to_owned(),
+            }),
             Err(error) => Err(failure(&error)),
         }
     }
@@ -82,18 +97,13 @@ fn write_back(
     ram: &GuestRam,
 ) -> Result<(), StepFailure> {
     let file = files.open(id, ram).map_err(|error| failure(&error))?;
-    let written =
-        write_back_private(process, file.as_fd(), ram.size).map_err(|error| failure(&error))?;
+    let written = write_back_private(process, file.as_fd(), ram.size).map_err(|error| failure(&error))?;
     metrics::counter!(crate::metrics::WRITTEN_BACK_BYTES).increment(written.bytes);
     tracing::debug!(instance_id = %id, ranges = written.ranges, bytes = written.bytes, "pages written back");
     Ok(())
 }
 
-fn kept(
-    files: &ImageFiles,
-    id: WorkloadId,
-    ram: &GuestRam,
-) -> Result<Kept, StepFailure> {
+fn kept(files: &ImageFiles, id: WorkloadId, ram: &GuestRam) -> Result<Kept, StepFailure> {
     match ram.home {
         Home::Disk => Ok(Kept::Spilled),
         Home::Tmpfs => {
@@ -108,6 +118,9 @@ fn kept(
 pub(super) fn hash(path: &Path) -> Result<Vec<u8>, StepFailure> {
     let fail = |error| file_failure("reading", path, &error);
     let mut bytes = Vec::new();
-    File::open(path).map_err(fail)?.read_to_end(&mut bytes).map_err(fail)?;
+    File::open(path)
+        .map_err(fail)?
+        .read_to_end(&mut bytes)
+        .map_err(fail)?;
     Ok(Sha256::digest(&bytes).to_vec())
 }
