@@ -191,7 +191,15 @@ fn without_replies(lab: &Lab) -> Result<()> {
 /// Gives rules to `nft` in the data plane.
 fn packet_rules(lab: &Lab, rules: &str) -> Result<()> {
     let nft = crate::setup::find_program("nft").context("there is no nft")?;
-    let output = lab.in_data_plane(|| Command::new(nft).arg(rules).stdin(Stdio::null()).output())?;
+    let path = lab.disk_directory().join("rules.nft");
+    fs::write(&path, format!("{rules}\n")).with_context(|| format!("writing {}", path.display()))?;
+    let output = lab.in_data_plane(|| {
+        Command::new(nft)
+            .arg("-f")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .output()
+    })?;
     let output = output.context("starting nft")?;
     ensure!(
         output.status.success(),

@@ -344,6 +344,7 @@ impl Talk {
                     format!("{words}: {problem}")
                 };
                 self.report(AgentEvent::Exited {
+                    process: self.link.process,
                     code,
                     signal,
                     message,
@@ -353,6 +354,7 @@ impl Talk {
             Message::BootFailed { step, problem } => {
                 let message = format!("the guest could not set up its {step}: {problem}");
                 self.report(AgentEvent::Exited {
+                    process: self.link.process,
                     code: None,
                     signal: None,
                     message,

@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use dormouse_guest::Message;
@@ -17,6 +16,7 @@ use dormouse_model::error::chain;
 use dormouse_model::{Attempt, Fault, Kind};
 use dormouse_network::{Link, LinkCounters};
 
+use crate::actor::Cut;
 use crate::agent::AgentHandle;
 use crate::machine::{BootId, Done, Exit, MemoryImage, ProcessIdentity, Record, Step, StepFailure};
 use crate::memory::{GuestRam, Home, Spill, SpillEnd};
@@ -25,6 +25,8 @@ use crate::rooms::Rooms;
 
 mod machine_parts;
 mod sleep;
+
+pub(crate) use sleep::drop_earlier_states;
 
 /// Everything of an instance that is not durable. Clones share.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +41,8 @@ pub(crate) struct Parts {
     pub(crate) drained: Option<LinkCounters>,
     /// The agent.
     pub(crate) agent: Option<AgentHandle>,
+    /// Held by whatever writes the instance's files; see [`StepContext::alone`].
+    pub(crate) files: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What a step made or dropped, for the task to take over.
@@ -91,7 +95,7 @@ pub(crate) struct StepContext {
     pub(crate) rooms: Arc<Rooms>,
     pub(crate) remembered: Remembered,
     pub(crate) parts: Parts,
-    pub(crate) cut: Arc<AtomicBool>,
+    pub(crate) cut: Arc<Cut>,
 }
 
 /// Whether the end of a tap is waited for.
@@ -175,6 +179,22 @@ impl StepContext {
         }
     }
 
+    /// Runs file work on the blocking pool, alone among the instance's: a step that was given up leaves its
+    /// work running there, and two copies of memory at once would make a third that nobody took. What does
+    /// not write must not come through here: a wake does not wait for the copy that it cut short.
+    pub(crate) async fn alone<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, StepFailure> + Send + 'static,
+    ) -> Result<T, StepFailure> {
+        let guard = Arc::clone(&self.parts.files).lock_owned().await;
+        blocking(move || {
+            let outcome = work();
+            drop(guard);
+            outcome
+        })
+        .await
+    }
+
     pub(crate) fn vm(&self) -> Result<&Arc<dyn Vm>, StepFailure> {
         self.parts.vm.as_ref().ok_or_else(|| missing("process"))
     }
@@ -208,6 +228,10 @@ impl StepContext {
             return PLAIN;
         }
         let view = &self.remembered.view;
+        // Made by a step whose report came too late.
+        if let Some(link) = self.rooms.network.link(view.id) {
+            return Ok((Done::Plain, Change::Link(Some(link))));
+        }
         let link = self
             .rooms
             .network
@@ -303,7 +327,11 @@ impl StepContext {
         agent.tell(Message::Shutdown { grace_millis }).await;
         // A guest that ends in time is all that is wished; the kill comes next in any case. The
         // agent needs a moment beyond the grace to kill what is left and power off.
-        drop(tokio::time::timeout(grace + Duration::from_secs(2), vm.exited()).await);
+        let ended = tokio::time::timeout(grace.saturating_add(Duration::from_secs(2)), vm.exited());
+        tokio::select! {
+            _ = ended => {}
+            () = self.cut.wished() => {}
+        }
         PLAIN
     }
 
@@ -321,7 +349,7 @@ impl StepContext {
         let id = self.remembered.view.id;
         let files = self.rooms.layout.images();
         let folder = self.rooms.layout.instance(id);
-        blocking(move || {
+        self.alone(move || {
             for home in [Home::Tmpfs, Home::Disk] {
                 files.drop_image(id, home).map_err(|error| failure(&error))?;
             }
@@ -330,6 +358,7 @@ impl StepContext {
             })
         })
         .await
+        .map(plain)
     }
 
     async fn remove_files(self) -> Outcome {
@@ -340,9 +369,9 @@ impl StepContext {
             .cgroups
             .group(&id.mark())
             .map_err(|error| failure(&error))?;
-        // Without a reason to be busy: every process of the group was waited for.
-        group.remove(1, |_| ()).map_err(|error| failure(&error))?;
-        blocking(move || {
+        self.alone(move || {
+            // Without a reason to be busy: every process of the group was waited for.
+            group.remove(1, |_| ()).map_err(|error| failure(&error))?;
             for folder in &folders {
                 match fs::remove_dir_all(folder) {
                     Ok(()) => {}
@@ -353,6 +382,7 @@ impl StepContext {
             Ok(())
         })
         .await
+        .map(plain)
     }
 
     async fn spill(self, image: MemoryImage) -> Outcome {
@@ -360,20 +390,16 @@ impl StepContext {
         let files = self.rooms.layout.images();
         let (uid, cut) = (self.remembered.uid, Arc::clone(&self.cut));
         let ram = self.remembered.view.memory;
-        let end = tokio::task::spawn_blocking(move || {
-            Spill {
+        let copy = move || {
+            let spill = Spill {
                 files: &files,
                 id,
                 uid,
-                cancelled: &cut,
-            }
-            .run()
-        })
-        .await
-        .map_err(|error| StepFailure::Passing {
-            why: error.to_string(),
-        })?
-        .map_err(|error| failure(&error))?;
+                cancelled: cut.flag(),
+            };
+            spill.run().map_err(|error| failure(&error))
+        };
+        let end = self.alone(copy).await?;
         match end {
             SpillEnd::Durable { copied } => {
                 metrics::counter!(crate::metrics::SPILLED_BYTES).increment(copied.0);
@@ -398,7 +424,8 @@ impl StepContext {
     async fn drop_resident(self) -> Outcome {
         let id = self.remembered.view.id;
         let files = self.rooms.layout.images();
-        blocking(move || files.drop_image(id, Home::Tmpfs).map_err(|error| failure(&error))).await
+        let drop_it = move || files.drop_image(id, Home::Tmpfs).map_err(|error| failure(&error));
+        self.alone(drop_it).await.map(plain)
     }
 }
 
@@ -406,14 +433,15 @@ fn plain<T>(_value: T) -> (Done, Change) {
     (Done::Plain, Change::Nothing)
 }
 
-/// Runs file work on the blocking pool.
-pub(crate) async fn blocking(work: impl FnOnce() -> Result<(), StepFailure> + Send + 'static) -> Outcome {
+/// Runs work that changes no file on the blocking pool.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepFailure> + Send + 'static,
+) -> Result<T, StepFailure> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| StepFailure::Passing {
             why: error.to_string(),
         })?
-        .map(plain)
 }
 
 /// Removes the files of `folder` whose names match; a folder that is gone has none.
@@ -432,7 +460,12 @@ fn remove_matching(folder: &Path, matches: impl Fn(&str) -> bool) -> Result<(), 
             .and_then(|name| name.to_str())
             .is_some_and(&matches)
         {
-            fs::remove_file(&path).map_err(|error| file_failure("removing", &path, &error))?;
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                // Removed by who else was asked to.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(file_failure("removing", &path, &error)),
+            }
         }
     }
     Ok(())

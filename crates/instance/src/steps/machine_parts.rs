@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use dormouse_hypervisor::{BootPart, Deadline, DiskPart, LaunchSpec, Parts, RamPart, SocketPart};
 use dormouse_keeper::HeldKind;
-use dormouse_model::Generation;
+use dormouse_model::Bytes;
 use dormouse_sys::pidfd::PidFd;
 use dormouse_sys::spawn::Identity;
 use nix::sys::signal::Signal;
@@ -32,17 +32,18 @@ impl StepContext {
         let id = self.remembered.view.id;
         let layout = self.rooms.layout.clone();
         let (uid, size) = (self.remembered.uid, self.remembered.view.spec.disk);
-        blocking(move || {
+        self.alone(move || {
             for folder in [layout.instance(id), layout.sockets(id)] {
                 fs::create_dir_all(&folder).map_err(|error| file_failure("making", &folder, &error))?;
             }
             let disk = layout.disk(id);
             if !disk.is_file() {
-                dormouse_image::disk::create_empty(&disk, size).map_err(|error| failure(&error))?;
+                make_disk(&disk, size)?;
             }
             give(&disk, uid)
         })
         .await
+        .map(super::plain)
     }
 
     /// Boots the guest in a new process.
@@ -51,12 +52,9 @@ impl StepContext {
         let ram = GuestRam::fresh(view.memory.placement, view.memory.size);
         let files = self.rooms.layout.images();
         let (id, uid) = (view.id, self.remembered.uid);
-        let file = tokio::task::spawn_blocking(move || files.create(id, &ram, uid))
-            .await
-            .map_err(|error| StepFailure::Passing {
-                why: error.to_string(),
-            })?
-            .map_err(|error| failure(&error))?;
+        let file = self
+            .alone(move || files.create(id, &ram, uid).map_err(|error| failure(&error)))
+            .await?;
         let boot = self
             .rooms
             .boot
@@ -90,15 +88,17 @@ impl StepContext {
             Kept::Spilled => Home::Disk,
         };
         let ram = GuestRam { home, ..view.memory }.woken();
-        let state = self.trusted_state(image.generation)?;
-        let files = self.rooms.layout.images();
-        let id = view.id;
-        let file = tokio::task::spawn_blocking(move || files.open(id, &ram))
-            .await
-            .map_err(|error| StepFailure::Passing {
-                why: error.to_string(),
-            })?
-            .map_err(|error| failure(&error))?;
+        let (layout, id, generation) = (self.rooms.layout.clone(), view.id, image.generation);
+        let saved = self.remembered.state_sha256.clone();
+        let (state, file) = blocking(move || {
+            let state = trusted_state(&layout.state_file(id, generation.0), &saved)?;
+            let file = layout
+                .images()
+                .open(id, &ram)
+                .map_err(|error| failure(&error))?;
+            Ok((state, file))
+        })
+        .await?;
         let parts = self.parts(file, ram)?;
         let vm = self
             .rooms
@@ -112,23 +112,6 @@ impl StepContext {
             Done::Process(super::identity_of(vm.process())),
             Change::Restored { vm, ram },
         ))
-    }
-
-    /// The state file of a generation, if its hash is the recorded one.
-    fn trusted_state(&self, generation: Generation) -> Result<OwnedFd, StepFailure> {
-        let path = self
-            .rooms
-            .layout
-            .state_file(self.remembered.view.id, generation.0);
-        let found = super::sleep::hash(&path)?;
-        if found != self.remembered.state_sha256 {
-            let why = format!(
-                "{} is not what was saved: its hash differs from the record",
-                path.display()
-            );
-            return Err(StepFailure::Lasting { why });
-        }
-        open(&path)
     }
 
     fn machine(&self) -> LaunchSpec {
@@ -229,6 +212,34 @@ impl StepContext {
     }
 }
 
+/// The state file at `path`, if its hash is the recorded one.
+fn trusted_state(path: &Path, saved: &[u8]) -> Result<OwnedFd, StepFailure> {
+    if super::sleep::hash(path)? != saved {
+        let why = format!(
+            "{} is not what was saved: its hash differs from the record",
+            path.display()
+        );
+        return Err(StepFailure::Lasting { why });
+    }
+    open(path)
+}
+
+/// Makes the writable disk under another name first: one that a crash left half made is not taken for it.
+fn make_disk(disk: &Path, size: Bytes) -> Result<(), StepFailure> {
+    let partial = disk.with_extension("partial");
+    remove_leftover(&partial)?;
+    dormouse_image::disk::create_empty(&partial, size).map_err(|error| failure(&error))?;
+    fs::rename(&partial, disk).map_err(|error| file_failure("naming", disk, &error))
+}
+
+fn remove_leftover(path: &Path) -> Result<(), StepFailure> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(file_failure("removing", path, &error)),
+    }
+}
+
 fn open(path: &Path) -> Result<OwnedFd, StepFailure> {
     File::open(path)
         .map(OwnedFd::from)
@@ -246,11 +257,7 @@ fn open_writable(path: &Path) -> Result<OwnedFd, StepFailure> {
 
 /// Binds a socket for a VMM to listen on; replaces one that an earlier VMM left.
 fn listen(path: &Path) -> Result<SocketPart, StepFailure> {
-    match fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(file_failure("removing", path, &error)),
-    }
+    remove_leftover(path)?;
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(|error| file_failure("making", folder, &error))?;
     }

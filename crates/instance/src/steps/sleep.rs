@@ -34,21 +34,18 @@ impl StepContext {
         let boot = super::boot_of(&process.boot_id);
         let ram = self.remembered.view.memory;
         let files = self.rooms.layout.images();
-        let saved = tokio::task::spawn_blocking(move || {
-            if ram.writes_back() {
-                write_back(&process, &files, id, &ram)?;
-            }
+        if ram.writes_back() {
+            let files = files.clone();
+            self.alone(move || write_back(&process, &files, id, &ram)).await?;
+        }
+        let (kept, state_sha256) = super::blocking(move || {
             let kept = kept(&files, id, &ram)?;
             file.sync_data()
                 .map_err(|error| file_failure("syncing", &path, &error))?;
             let state_sha256 = hash(&path)?;
-            Ok::<_, StepFailure>((kept, state_sha256))
+            Ok((kept, state_sha256))
         })
-        .await
-        .map_err(|error| StepFailure::Passing {
-            why: error.to_string(),
-        })?;
-        let (kept, state_sha256) = saved?;
+        .await?;
         let image = MemoryImage {
             generation,
             boot,
@@ -103,6 +100,14 @@ fn write_back(
     Ok(())
 }
 
+/// Removes the saved states of sleeps before `kept`: their wakes have consumed them. Blocking.
+pub(crate) fn drop_earlier_states(folder: &Path, kept: Generation) -> Result<(), StepFailure> {
+    super::remove_matching(folder, |name| {
+        let number = name.strip_prefix("state.").and_then(|text| text.parse().ok());
+        number.is_some_and(|number: u64| number < kept.0)
+    })
+}
+
 fn kept(files: &ImageFiles, id: WorkloadId, ram: &GuestRam) -> Result<Kept, StepFailure> {
     match ram.home {
         Home::Disk => Ok(Kept::Spilled),
@@ -123,4 +128,25 @@ pub(super) fn hash(path: &Path) -> Result<Vec<u8>, StepFailure> {
         .read_to_end(&mut bytes)
         .map_err(fail)?;
     Ok(Sha256::digest(&bytes).to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_states_of_earlier_sleeps_are_dropped() {
+        let scratch = tempfile::tempdir().unwrap();
+        for name in ["state.8", "state.9", "state.10", "state.11", "state.x", "disk.ext4"] {
+            std::fs::write(scratch.path().join(name), name).unwrap();
+        }
+        drop_earlier_states(scratch.path(), Generation(10)).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(scratch.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["disk.ext4", "state.10", "state.11", "state.x"]);
+        assert!(drop_earlier_states(&scratch.path().join("gone"), Generation(1)).is_ok());
+    }
 }
