@@ -113,7 +113,6 @@ pub(crate) fn standby_status(from: &v1::StandbyStatus) -> Value {
         "countdown_remaining": duration(from.countdown_remaining.as_ref()),
         "hold_until": time(from.hold_until.as_ref()),
         "tracking_mode": from.tracking_mode,
-        "attempt": from.attempt,
         "last_error": from.last_error,
     })
 }

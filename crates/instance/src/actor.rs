@@ -137,7 +137,7 @@ impl Actor {
         self.watch_process();
         self.connect_agent(Origin::Running);
         self.perform(first).await;
-        while !self.gone && !(self.detaching && self.underway.is_empty()) {
+        while !(self.gone || self.detaching && self.underway.is_empty()) {
             let deadline = self.machine.next_deadline();
             let mut effects = Vec::new();
             tokio::select! {
@@ -300,13 +300,15 @@ impl Actor {
                 self.figures
                     .step_done(&step, self.machine.state(), now, &mut self.remembered.view);
                 self.apply(change);
-                self.machine.handle(now, Input::StepDone { number, done }, effects);
+                self.machine
+                    .handle(now, Input::StepDone { number, done }, effects);
                 self.publish_update();
             }
             Ok((done, change)) => {
                 tracing::info!(instance_id = %id, step = name, ?took, "step done too late");
                 self.discard(change);
-                self.machine.handle(now, Input::StepDone { number, done }, effects);
+                self.machine
+                    .handle(now, Input::StepDone { number, done }, effects);
             }
             Err(failure) => {
                 let why = failure.why();
@@ -355,12 +357,12 @@ impl Actor {
                 self.watch_process();
                 self.connect_agent(Origin::Running);
             }
-            Change::Restored { vm, ram } => {
+            Change::Restored { vm, ram, agent } => {
                 self.parts.tap = None;
                 self.parts.vm = Some(vm);
                 self.remembered.view.memory = ram;
                 self.watch_process();
-                self.connect_agent(Origin::Woken);
+                self.connect_agent(Origin::Woken(agent));
             }
             Change::Saved { state_sha256 } => self.remembered.state_sha256 = state_sha256,
             Change::LetGo => {

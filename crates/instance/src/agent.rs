@@ -104,16 +104,18 @@ pub(crate) struct AgentLink {
     boot: Boot,
     clock: Arc<Clock>,
     session: u64,
-    patience: Duration,
+    origin: Origin,
 }
 
 /// How the process came to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Origin {
     /// It boots, or ran before this daemon did.
     Running,
-    /// It was woken.
-    Woken,
+    /// It was woken. The stream was connected before the process was: a VMM that has a client when it
+    /// loads the guest has no change to tell it, and the guest no work at the moment when it has least
+    /// time for it.
+    Woken(Option<std::os::unix::net::UnixStream>),
 }
 
 impl AgentLink {
@@ -130,10 +132,7 @@ impl AgentLink {
             boot: boot_message(rooms, remembered),
             clock: Arc::clone(&rooms.clock),
             session: u64::from_be_bytes(rooms.random()),
-            patience: match origin {
-                Origin::Running => Duration::ZERO,
-                Origin::Woken => AFTER_WAKE,
-            },
+            origin,
         }
     }
 
@@ -200,9 +199,19 @@ struct Talk {
 
 impl Talk {
     async fn run(mut self) {
-        tokio::time::sleep(self.link.patience).await;
+        let mut early = match std::mem::replace(&mut self.link.origin, Origin::Running) {
+            Origin::Running => None,
+            Origin::Woken(stream) => {
+                tokio::time::sleep(AFTER_WAKE).await;
+                stream.and_then(|stream| UnixStream::from_std(stream).ok())
+            }
+        };
         loop {
-            if let Ok(stream) = UnixStream::connect(&self.link.socket).await {
+            let stream = match early.take() {
+                Some(stream) => Ok(stream),
+                None => UnixStream::connect(&self.link.socket).await,
+            };
+            if let Ok(stream) = stream {
                 self.converse(stream).await;
                 self.channel.disconnected();
                 self.open = false;
@@ -291,7 +300,7 @@ impl Talk {
                 Event::Message { message, .. } => self.heard(message).await,
                 Event::Problem(error) => tracing::warn!(pid = self.link.process.pid, %error, "agent channel"),
                 Event::Refused(error) => {
-                    tracing::error!(pid = self.link.process.pid, %error, "agent refused")
+                    tracing::error!(pid = self.link.process.pid, %error, "agent refused");
                 }
                 // Said to guests only.
                 Event::Greeted { .. } => {}
@@ -312,7 +321,7 @@ impl Talk {
                 self.report(AgentEvent::Ready {
                     process: self.link.process,
                 })
-                .await
+                .await;
             }
             // Ready, or the exit, will be said.
             Phase::Booting | Phase::Ending => {}
@@ -325,7 +334,7 @@ impl Talk {
                 self.report(AgentEvent::Ready {
                     process: self.link.process,
                 })
-                .await
+                .await;
             }
             Message::Exited { exit, problem } => {
                 let (code, signal, words) = match exit {

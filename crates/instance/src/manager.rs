@@ -1,20 +1,17 @@
 //! The instance manager: finds instances by name and id, makes them, hands requests to their tasks.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use dormouse_model::{
-    Addresses, Attempt, Bytes, InstanceSpec, MonoTime, Name, SleepEnd, SleepTrigger, State, WakeCause,
-    WakeEnd, WallTime, WorkloadId,
-};
+use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, State, WallTime, WorkloadId};
 use dormouse_network::AddressPool;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::actor::{Actor, Asked, Command, INBOX, Outlets, verb};
+use crate::actor::{Actor, Command, INBOX, Outlets};
 use crate::error::InstanceError;
-use crate::machine::{Answer, CancelReason, Effect, Machine, Outcome, Record, Refusal, Removal, Request};
+use crate::machine::{Effect, Machine, Record, Removal};
 use crate::memory::GuestRam;
 use crate::record::{InstanceRecord, Remembered};
 use crate::recovery;
@@ -22,11 +19,16 @@ use crate::rooms::{Layout, Rooms};
 use crate::steps::Parts;
 use crate::view::{InstanceEvent, InstanceView};
 
+mod requests;
+
 /// Events that a slow listener may lag behind; beyond that it is told of a gap.
 const EVENTS: usize = 4096;
 
 /// Notices of tasks that may wait for the registry.
 const NOTICES: usize = 1024;
+
+/// Instances that are looked for at a time when a daemon starts: one that does not answer holds up no other.
+const LOOKS: usize = 32;
 
 /// A checked request for an instance.
 #[derive(Debug, Clone)]
@@ -53,6 +55,8 @@ struct Shared {
     events: broadcast::Sender<InstanceEvent>,
     notices: mpsc::Sender<InstanceEvent>,
     tasks: Mutex<JoinSet<()>>,
+    /// Whether the daemon goes down: a task that ends then says nothing about its instance.
+    detaching: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -85,12 +89,7 @@ impl InstancesTask {
             if let InstanceEvent::Deleted(view) = &event {
                 self.shared.forget(view.id);
             }
-            let auto_remove = match &event {
-                InstanceEvent::StateChanged { now, .. } => {
-                    now.auto_remove && matches!(now.state, State::Stopped | State::Failed)
-                }
-                InstanceEvent::Created(_) | InstanceEvent::Updated(_) | InstanceEvent::Deleted(_) => false,
-            };
+            let auto_remove = wants_removal(&event);
             let id = event.view().id;
             // No listener is no error.
             drop(self.shared.events.send(event));
@@ -108,7 +107,44 @@ impl InstancesTask {
     }
 }
 
+/// Whether the instance of `event` is one that goes once it has stopped, and has. A daemon that starts
+/// tells the state that it found, which is no change: one that stopped under an earlier daemon goes too,
+/// but not one that was never started.
+fn wants_removal(event: &InstanceEvent) -> bool {
+    match event {
+        InstanceEvent::StateChanged { now, .. } => {
+            now.auto_remove && matches!(now.state, State::Stopped | State::Failed)
+        }
+        InstanceEvent::Updated(now) => {
+            let ended = match now.state {
+                State::Failed => true,
+                State::Stopped => now.started_at.is_some(),
+                State::Starting
+                | State::Initializing
+                | State::Running
+                | State::Dozing
+                | State::Sleeping
+                | State::Standby
+                | State::Waking
+                | State::Stopping
+                | State::Deleting => false,
+            };
+            now.auto_remove && ended
+        }
+        InstanceEvent::Created(_) | InstanceEvent::Deleted(_) => false,
+    }
+}
+
 impl Shared {
+    /// An instance's task is not there: because the instance is gone, or the daemon goes down.
+    fn gone(&self, id: WorkloadId) -> InstanceError {
+        if self.detaching.load(Ordering::Acquire) {
+            InstanceError::ShuttingDown
+        } else {
+            InstanceError::NotFound { key: id.to_string() }
+        }
+    }
+
     fn registry(&self) -> MutexGuard<'_, Registry> {
         // Every change of the registry is one insert or remove: a panic elsewhere leaves it whole.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
@@ -161,6 +197,7 @@ impl Instances {
             events: broadcast::Sender::new(EVENTS),
             notices,
             tasks: Mutex::new(JoinSet::new()),
+            detaching: AtomicBool::new(false),
         });
         let instances = Self {
             shared: Arc::clone(&shared),
@@ -168,10 +205,22 @@ impl Instances {
         for damage in listing.damaged {
             tracing::error!(%damage, "an instance's record is set aside");
         }
+        let mut looking = JoinSet::new();
         for (key, record) in listing.records {
             match Remembered::from_record(record) {
-                Ok(remembered) => instances.bring_back(remembered).await,
+                Ok(remembered) => {
+                    if looking.len() >= LOOKS {
+                        looking.join_next().await;
+                    }
+                    let instances = instances.clone();
+                    looking.spawn(async move { instances.bring_back(remembered).await });
+                }
                 Err(error) => tracing::error!(%key, %error, "an instance's record is passed over"),
+            }
+        }
+        while let Some(looked) = looking.join_next().await {
+            if let Err(error) = looked {
+                tracing::error!(%error, "looking for an instance panicked");
             }
         }
         Ok((
@@ -183,7 +232,7 @@ impl Instances {
         ))
     }
 
-    async fn bring_back(&self, remembered: Remembered) {
+    async fn bring_back(&self, mut remembered: Remembered) {
         let rooms = &self.shared.rooms;
         let id = remembered.view.id;
         {
@@ -196,6 +245,7 @@ impl Instances {
             registry.addresses.insert(id, remembered.view.addresses);
             registry.uids.insert(remembered.uid, id);
         }
+        remembered.view.revision = rooms.first_revision();
         let found = recovery::look(rooms, &remembered).await;
         let mut effects = Vec::new();
         let machine = Machine::recover(
@@ -205,10 +255,18 @@ impl Instances {
             rooms.clock.now(),
             &mut effects,
         );
-        self.launch_task(machine, remembered, found.parts, effects);
+        self.launch_task(machine, remembered, found.parts, None, effects);
     }
 
-    fn launch_task(&self, machine: Machine, remembered: Remembered, parts: Parts, effects: Vec<Effect>) {
+    /// Enters the instance and starts its task; `birth` is told before anything else of it.
+    fn launch_task(
+        &self,
+        machine: Machine,
+        remembered: Remembered,
+        parts: Parts,
+        birth: Option<InstanceEvent>,
+        effects: Vec<Effect>,
+    ) {
         let (inbox, commands) = mpsc::channel(INBOX);
         let (view_sender, view) = watch::channel(remembered.view.clone());
         let entry = Entry {
@@ -233,17 +291,32 @@ impl Instances {
         registry.names.insert(entry.name.clone(), id);
         registry.entries.insert(id, entry);
         drop(registry);
-        self.shared.spawn(actor.run(effects));
+        self.shared.spawn(actor.run(birth, effects));
     }
 
     /// Makes an instance, wholly or not at all, and starts it when asked. Returns once the record is
-    /// durable and, when started, the process runs or the start has failed.
+    /// durable and, when started, the process runs or the start has failed. A caller that goes away
+    /// meanwhile changes nothing: the work goes on without it.
     ///
     /// # Errors
     /// When the name is taken, the image unknown, or the record cannot be written; nothing is left then.
+    /// When only the start failed the instance stays, failed.
     pub async fn create(&self, request: CreateRequest) -> Result<InstanceView, InstanceError> {
+        if self.shared.detaching.load(Ordering::Acquire) {
+            return Err(InstanceError::ShuttingDown);
+        }
+        let instances = self.clone();
+        let (done, outcome) = oneshot::channel();
+        self.shared.spawn(async move {
+            // Whoever asked may be gone.
+            drop(done.send(instances.make(request).await));
+        });
+        outcome.await.map_err(|_| InstanceError::ShuttingDown)?
+    }
+
+    async fn make(&self, request: CreateRequest) -> Result<InstanceView, InstanceError> {
         let rooms = &self.shared.rooms;
-        let reference = request.spec.image.clone();
+        let (reference, start) = (request.spec.image.clone(), request.start);
         let digest = rooms
             .images
             .digest_of(&reference)
@@ -251,25 +324,26 @@ impl Instances {
             .map_err(|source| InstanceError::Image { reference, source })?;
         let id = WorkloadId::new(rooms.clock.wall(), rooms.random());
         let remembered = self.reserve(id, request, digest)?;
-        let view = remembered.view.clone();
-        let start = view.state == State::Starting;
-        let mut remembered = remembered;
-        remembered.view.state = State::Stopped;
         if let Err(source) = rooms.store.put(id, &remembered.to_record()).await {
-            self.shared.forget(id);
-            return Err(InstanceError::Store {
-                what: view.spec.name.to_string(),
-                source,
-            });
+            let what = remembered.view.spec.name.to_string();
+            // The write may have happened for all that. Name and addresses are given back only once it is
+            // certain that no record has them.
+            match rooms.store.delete::<InstanceRecord>(id).await {
+                Ok(()) => self.shared.forget(id),
+                Err(error) => {
+                    tracing::error!(instance_id = %id, %error, "a record of unknown outcome is left");
+                }
+            }
+            return Err(InstanceError::Store { what, source });
         }
         let machine = Machine::new(rooms.machine_settings(&remembered.view.memory));
-        let created = InstanceEvent::Created(Box::new(remembered.view.clone()));
-        drop(self.shared.notices.send(created).await);
-        self.launch_task(machine, remembered, Parts::default(), Vec::new());
-        if !start {
-            return self.view(id);
+        let birth = InstanceEvent::Created(Box::new(remembered.view.clone()));
+        self.launch_task(machine, remembered, Parts::default(), Some(birth), Vec::new());
+        if start {
+            self.start(id).await
+        } else {
+            self.view(id)
         }
-        self.start(id).await
     }
 
     /// Takes name, addresses and a user id, or nothing.
@@ -304,11 +378,7 @@ impl Instances {
         let view = InstanceView {
             id,
             image_digest,
-            state: if request.start {
-                State::Starting
-            } else {
-                State::Stopped
-            },
+            state: State::Stopped,
             reason: String::new(),
             addresses,
             memory: GuestRam::fresh(placement, request.spec.memory),
@@ -325,7 +395,7 @@ impl Instances {
             auto_remove: request.auto_remove,
             standbys: 0,
             wakes: 0,
-            revision: 1,
+            revision: rooms.first_revision(),
             spec: request.spec,
         };
         Ok(Remembered {
@@ -429,6 +499,7 @@ impl Instances {
 
     /// Lets go of every instance without touching it: outstanding steps finish, guests stay as they are.
     pub async fn detach(&self) {
+        self.shared.detaching.store(true, Ordering::Release);
         let entries: Vec<Entry> = self.shared.registry().entries.values().cloned().collect();
         for entry in entries {
             drop(entry.inbox.send(Command::Detach).await);

@@ -19,7 +19,8 @@ mod messages;
 pub(crate) mod tests;
 
 pub use messages::{
-    ExitRecord, FailureRecord, InstanceRecord, MemoryRecord, PolicyRecord, ProcessRecord, SnapshotRecord, SpecRecord,
+    ExitRecord, FailureRecord, InstanceRecord, MemoryRecord, PolicyRecord, ProcessRecord, SnapshotRecord,
+    SpecRecord,
 };
 
 /// Version of the body; newer ones are refused.
@@ -176,6 +177,17 @@ fn boot_bytes(boot: BootId) -> Vec<u8> {
 fn boot_from(bytes: &[u8]) -> Result<BootId, RecordError> {
     let bytes: [u8; 16] = bytes.try_into().map_err(wrong("boot id"))?;
     Ok(BootId(u128::from_be_bytes(bytes)))
+}
+
+fn addresses_from(record: &InstanceRecord) -> Result<Addresses, RecordError> {
+    let ipv4: [u8; 4] = record.ipv4.as_slice().try_into().map_err(wrong("ipv4"))?;
+    let ipv6: [u8; 16] = record.ipv6.as_slice().try_into().map_err(wrong("ipv6"))?;
+    let mac: [u8; 6] = record.mac.as_slice().try_into().map_err(wrong("mac"))?;
+    Ok(Addresses {
+        ipv4: ipv4.into(),
+        ipv6: ipv6.into(),
+        mac: MacAddress(mac),
+    })
 }
 
 /// The name of a phase in a record.
@@ -337,9 +349,7 @@ impl Remembered {
     /// The first impossible field.
     pub fn from_record(record: InstanceRecord) -> Result<Self, RecordError> {
         let id: [u8; 16] = record.id.as_slice().try_into().map_err(wrong("id"))?;
-        let ipv4: [u8; 4] = record.ipv4.as_slice().try_into().map_err(wrong("ipv4"))?;
-        let ipv6: [u8; 16] = record.ipv6.as_slice().try_into().map_err(wrong("ipv6"))?;
-        let mac: [u8; 6] = record.mac.as_slice().try_into().map_err(wrong("mac"))?;
+        let addresses = addresses_from(&record)?;
         let phase = phase_from(&record)?;
         let (state, reason) = match &phase {
             Phase::Stopped => (State::Stopped, String::new()),
@@ -371,11 +381,7 @@ impl Remembered {
             image_digest: record.image_digest,
             state,
             reason,
-            addresses: Addresses {
-                ipv4: ipv4.into(),
-                ipv6: ipv6.into(),
-                mac: MacAddress(mac),
-            },
+            addresses,
             memory: record.memory.ok_or(RecordError { field: "memory" })?.to_ram()?,
             generation: life.generation,
             created_at: WallTime::from_unix_nanos(record.created_at),

@@ -13,14 +13,16 @@ use dormouse_model::error::chain;
 use dormouse_network::Expected;
 
 use crate::adoption::{Facts, Presence};
-use crate::machine::{Phase, ProcessIdentity};
+use crate::machine::{Kept, Phase, ProcessIdentity};
 use crate::memory::Home;
 use crate::record::Remembered;
 use crate::rooms::Rooms;
 use crate::steps::{Parts, boot_of};
 
-/// How long a VMM of an earlier daemon may take to answer.
+/// How long a VMM of an earlier daemon may take to answer, and how often it is asked: to give it up is to
+/// end it, and a busy host is no reason for that.
 const ADOPTION: Duration = Duration::from_secs(5);
+const ADOPTION_TRIES: u32 = 3;
 
 /// What was found for one record.
 #[derive(Debug)]
@@ -56,6 +58,13 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
         }
     }
     let files = rooms.layout.images();
+    if let Phase::Standby { image } = &remembered.life.phase
+        && image.kept == Kept::Spilled
+        // What a crash kept from being dropped: the record says that the disk is the truth.
+        && let Err(error) = files.drop_image(id, Home::Tmpfs)
+    {
+        tracing::warn!(instance_id = %id, error = %chain(&error), "memory is still on tmpfs");
+    }
     let generation = match &remembered.life.phase {
         Phase::Standby { image } => image.generation,
         Phase::Stopped
@@ -109,17 +118,20 @@ async fn adopt(
         },
         control: rooms.layout.control_socket(id),
     };
-    match rooms.driver.adopt(&record, Deadline::now() + ADOPTION).await {
-        Ok(Adopted::Live(vm)) => Some(Arc::from(vm)),
-        Ok(Adopted::Gone(gone)) => {
-            tracing::info!(instance_id = %id, pid = process.pid, %gone, "recorded process");
-            None
-        }
-        Err(error) => {
-            tracing::error!(instance_id = %id, error = %chain(&error), "process not adopted");
-            None
+    for attempt in 1..=ADOPTION_TRIES {
+        match rooms.driver.adopt(&record, Deadline::now() + ADOPTION).await {
+            Ok(Adopted::Live(vm)) => return Some(Arc::from(vm)),
+            Ok(Adopted::Gone(gone)) => {
+                tracing::info!(instance_id = %id, pid = process.pid, %gone, "recorded process");
+                return None;
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(instance_id = %id, attempt, error, "process not adopted");
+            }
         }
     }
+    None
 }
 
 /// The tap that the keeper holds for the instance.

@@ -234,6 +234,13 @@ impl Rooms {
         bytes
     }
 
+    /// The revision that an instance begins with in this daemon. Revisions are not recorded: counting from
+    /// the clock keeps them apart from those of an earlier daemon, and of another instance of the name.
+    #[must_use]
+    pub fn first_revision(&self) -> u64 {
+        self.clock.wall().unix_nanos()
+    }
+
     /// Under what the keeper holds an instance's `what`; `None` is impossible for the words we use.
     #[must_use]
     pub fn held_name(id: WorkloadId, what: &str) -> Option<HeldName> {

@@ -69,6 +69,8 @@ pub(crate) enum Change {
         vm: Arc<dyn Vm>,
         /// Its RAM.
         ram: GuestRam,
+        /// A connection to the agent's port that the VMM found when it started.
+        agent: Option<std::os::unix::net::UnixStream>,
     },
     /// Device state was saved.
     Saved {

@@ -105,7 +105,7 @@ impl Engine {
             Input::WakeEnded { id, attempt, end } => self.wake_ended(id, attempt, end, turn),
             Input::RecordFailed { id, attempt } => self.record_failed(id, attempt, turn),
             // Who wants the answer calls the method.
-            Input::Hold { id } => drop(self.hold_until_timeout(id, turn)),
+            Input::Hold { id } => drop(self.hold_until_timeout(id, None, turn)),
             Input::Shutdown => self.shut_down(turn),
         }
         self.admit(turn);

@@ -21,6 +21,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a guest is left awake after its answer.
 const AWAKE: Duration = Duration::from_millis(100);
 
+/// How far the daemon's own figures may be from what is seen outside: a request's way to the daemon.
+const FIGURES_APART_MS: f64 = 5.0;
+
 /// One guest and all that was measured on it.
 #[derive(Debug)]
 pub(crate) struct Subject {
@@ -34,6 +37,7 @@ pub(crate) struct Subject {
     spill: Samples,
     wake: Samples,
     wake_cold: Samples,
+    apart: Samples,
     standby_cpu_ms: f64,
     wake_cpu_ms: f64,
 }
@@ -81,6 +85,7 @@ pub(crate) fn make_subjects(lab: &Lab, placement: MemoryPlacement) -> Result<Vec
             spill: Samples::default(),
             wake: Samples::default(),
             wake_cold: Samples::default(),
+            apart: Samples::default(),
             standby_cpu_ms: 0.0,
             wake_cpu_ms: 0.0,
         };
@@ -127,6 +132,7 @@ impl Subject {
     fn sleep(&mut self, lab: &Lab) -> Result<()> {
         let nap = lab.nap(&self.guest)?;
         self.standby.push(nap.gone_ms);
+        self.apart.push((nap.gone_ms - nap.daemon_gone_ms).abs());
         self.committed.push(nap.committed_ms);
         self.standby_cpu_ms += nap.cpu_ms;
         ensure!(
@@ -252,6 +258,12 @@ pub(crate) fn check(figures: &mut Figures, line: &str, subjects: &[Subject], syn
         8.0,
         "ms/GiB",
     );
+    let mut apart = Samples::default();
+    for subject in subjects {
+        apart.extend(&subject.apart);
+    }
+    let what = "p50 of standby by its pidfd less by the daemon's figure";
+    figures.check_at_most(line, what, apart.quantile(0.5), FIGURES_APART_MS, "ms");
     let least = subjects
         .iter()
         .map(|subject| subject.wake.len().min(subject.standby.len()))

@@ -68,6 +68,8 @@ pub(crate) struct Nap {
     pub gone_ms: f64,
     /// Milliseconds until the answer, which comes after the commit.
     pub answered_ms: f64,
+    /// The daemon's own figure for the process gone.
+    pub daemon_gone_ms: f64,
     /// The daemon's own figure for the commit.
     pub committed_ms: f64,
     /// CPU time of the daemon and the VMM.
@@ -202,7 +204,11 @@ impl Lab {
             asked,
             gone_ms: ms_between(asked, gone),
             answered_ms: ms_between(asked, answered),
-            committed_ms: committed_ms(&after)
+            daemon_gone_ms: after
+                .last_standby_ms
+                .with_context(|| format!("{} has no standby", guest.name))?,
+            committed_ms: after
+                .last_commit_ms
                 .with_context(|| format!("{} has no committed standby", guest.name))?,
             cpu_ms: (cpu_after - cpu_before).max(0.0),
         })
@@ -236,9 +242,4 @@ impl Lab {
         self.as_client(|| ask_for_line(to, line, deadline))?
             .with_context(|| format!("the command {line:?} to {}", guest.name))
     }
-}
-
-/// The daemon's figure: request to the commit record on disk.
-fn committed_ms(instance: &v1::Instance) -> Option<f64> {
-    instance.last_standby_ms
 }

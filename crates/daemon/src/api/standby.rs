@@ -31,7 +31,6 @@ impl Api {
             countdown_remaining: found.countdown_remaining.map(duration_to_wire),
             hold_until: found.hold_until.map(time_to_wire),
             tracking_mode: found.tracking_mode.to_owned(),
-            attempt: 0,
             last_error: found.last_failure.clone().unwrap_or_default(),
         }
     }

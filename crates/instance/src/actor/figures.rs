@@ -21,10 +21,7 @@ impl Figures {
             Request::Wake { .. } => {
                 self.wake.get_or_insert(at);
             }
-            Request::Start
-            | Request::Stop { .. }
-            | Request::CancelSleep { .. }
-            | Request::Delete { .. } => {}
+            Request::Start | Request::Stop { .. } | Request::CancelSleep { .. } | Request::Delete { .. } => {}
         }
     }
 
@@ -74,19 +71,35 @@ mod tests {
     }
 
     fn standby(kept: Kept) -> Step {
-        let image = MemoryImage { generation: Generation(1), boot: BootId(1), kept };
-        Step::Write(Record { phase: Phase::Standby { image }, generation: Generation(1) })
+        let image = MemoryImage {
+            generation: Generation(1),
+            boot: BootId(1),
+            kept,
+        };
+        Step::Write(Record {
+            phase: Phase::Standby { image },
+            generation: Generation(1),
+        })
     }
 
-    const SLEEP: Request = Request::Sleep { trigger: SleepTrigger::Caller };
-    const WAKE: Request = Request::Wake { cause: WakeCause::Caller };
+    const SLEEP: Request = Request::Sleep {
+        trigger: SleepTrigger::Caller,
+    };
+    const WAKE: Request = Request::Wake {
+        cause: WakeCause::Caller,
+    };
 
     #[test]
     fn sleeps_and_wakes_are_counted_where_they_end() {
         let (mut figures, mut view) = (Figures::default(), remembered().view);
         let before = (view.standbys, view.wakes);
         figures.asked(SLEEP, at(10));
-        figures.step_done(&standby(Kept::Resident { inode: 1 }), State::Sleeping, at(15), &mut view);
+        figures.step_done(
+            &standby(Kept::Resident { inode: 1 }),
+            State::Sleeping,
+            at(15),
+            &mut view,
+        );
         figures.knocked(State::Sleeping, at(16));
         figures.step_done(&Step::LetGo, State::Sleeping, at(30), &mut view);
         // The spill's record is no second standby.

@@ -115,13 +115,11 @@ impl Underway {
     /// A write's place behind the write before it, and what tells the one after it. The machine may have
     /// stopped waiting for an earlier write, and begin another while that is not yet handed to the store.
     fn turn(&mut self, step: &Step) -> Option<(Option<oneshot::Receiver<()>>, oneshot::Sender<()>)> {
-        match step {
-            Step::Write(_) | Step::RemoveRecord => {
-                let (ended, wait) = oneshot::channel();
-                Some((self.last_write.replace(wait), ended))
-            }
-            _ => None,
+        if !matches!(step, Step::Write(_) | Step::RemoveRecord) {
+            return None;
         }
+        let (ended, wait) = oneshot::channel();
+        Some((self.last_write.replace(wait), ended))
     }
 
     /// Wishes that the step with this number end early.

@@ -1,8 +1,10 @@
 //! Requests for one instance: handed to its task, and what became of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_model::{Attempt, MonoTime, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd, WorkloadId};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 
 use super::Instances;
@@ -12,50 +14,67 @@ use crate::machine::{Answer, CancelReason, Outcome, Refusal, Removal, Request};
 use crate::view::InstanceView;
 
 impl Instances {
-    async fn ask(
+    /// Hands a request to the instance's task: in the call itself where the inbox has room, so that a sleep
+    /// and the cancel that means it keep their order whoever runs their futures.
+    fn ask(
         &self,
         id: WorkloadId,
         request: Request,
         attempt: Option<Attempt>,
         at: MonoTime,
-    ) -> Result<Asked, InstanceError> {
-        let entry = self.entry(id)?;
+    ) -> impl Future<Output = Result<Asked, InstanceError>> + Send + use<> {
         let (reply, asked) = oneshot::channel();
-        let gone = || InstanceError::NotFound { key: id.to_string() };
         let command = Command::Ask {
             request,
             attempt,
             at,
             reply,
         };
-        entry.inbox.send(command).await.map_err(|_| gone())?;
-        asked.await.map_err(|_| gone())
+        let handed = self
+            .entry(id)
+            .map(|entry| (entry.inbox.try_send(command), entry.inbox));
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let (sent, inbox) = handed?;
+            match sent {
+                Ok(()) => {}
+                Err(TrySendError::Full(command)) => {
+                    inbox.send(command).await.map_err(|_| shared.gone(id))?;
+                }
+                Err(TrySendError::Closed(_)) => return Err(shared.gone(id)),
+            }
+            asked.await.map_err(|_| shared.gone(id))
+        }
     }
 
-    /// Asks and waits for the outcome.
-    async fn ask_and_wait(&self, id: WorkloadId, request: Request) -> Result<Outcome, InstanceError> {
-        let name = self.view(id)?.spec.name;
+    /// Asks and waits for the outcome. The view is the last one even when the instance is gone by then.
+    async fn ask_and_wait(
+        &self,
+        id: WorkloadId,
+        request: Request,
+    ) -> Result<(Outcome, InstanceView), InstanceError> {
+        let view = self.watch(id)?;
         let at = self.shared.rooms.clock.now();
         let asked = self.ask(id, request, None, at).await?;
         if let Answer::Refused(refusal) = asked.answer {
             return Err(InstanceError::Refused {
                 verb: verb(&request),
-                name,
+                name: view.borrow().spec.name.clone(),
                 refusal,
             });
         }
         // The task ends without an outcome only when the daemon goes down.
-        asked.outcome.await.map_err(|_| InstanceError::ShuttingDown)
+        let outcome = asked.outcome.await.map_err(|_| InstanceError::ShuttingDown)?;
+        let now = view.borrow().clone();
+        Ok((outcome, now))
     }
 
     /// The outcome of a caller's request as a result.
     fn settle(
-        &self,
-        id: WorkloadId,
         verb: &'static str,
         outcome: Outcome,
+        view: InstanceView,
     ) -> Result<InstanceView, InstanceError> {
-        let view = self.view(id)?;
         let name = view.spec.name.clone();
         let failed = |why| {
             Err(InstanceError::Failed {
@@ -70,9 +89,9 @@ impl Instances {
             | Outcome::Sleep(SleepEnd::Failed { why })
             | Outcome::Wake(WakeEnd::StillAsleep { why } | WakeEnd::Failed { why }) => failed(why),
             Outcome::Sleep(SleepEnd::Interrupted) => Err(InstanceError::Interrupted { name }),
-            Outcome::Sleep(SleepEnd::Gone) | Outcome::Wake(WakeEnd::Gone) => {
-                Err(InstanceError::NotFound { key: id.to_string() })
-            }
+            Outcome::Sleep(SleepEnd::Gone) | Outcome::Wake(WakeEnd::Gone) => Err(InstanceError::NotFound {
+                key: view.id.to_string(),
+            }),
             Outcome::Superseded { state }
             | Outcome::Sleep(SleepEnd::Refused { state })
             | Outcome::Wake(WakeEnd::Refused { state }) => {
@@ -99,14 +118,16 @@ impl Instances {
         }
         // The outcome waits until the guest is ready; a caller need not.
         let awake = |view: &InstanceView| matches!(view.state, State::Initializing | State::Running);
+        let last = view.clone();
         tokio::select! {
             outcome = asked.outcome => {
                 let outcome = outcome.map_err(|_| InstanceError::ShuttingDown)?;
-                self.settle(id, "start", outcome)
+                let now = last.borrow().clone();
+                Self::settle("start", outcome, now)
             }
             found = view.wait_for(awake) => match found {
                 Ok(view) => Ok(view.clone()),
-                Err(_) => Err(InstanceError::NotFound { key: id.to_string() }),
+                Err(_) => Err(self.shared.gone(id)),
             },
         }
     }
@@ -117,8 +138,8 @@ impl Instances {
     /// When its state does not allow it.
     pub async fn stop(&self, id: WorkloadId, grace: Option<Duration>) -> Result<InstanceView, InstanceError> {
         let grace = grace.unwrap_or(self.view(id)?.spec.stop_timeout);
-        let outcome = self.ask_and_wait(id, Request::Stop { grace }).await?;
-        self.settle(id, "stop", outcome)
+        let (outcome, view) = self.ask_and_wait(id, Request::Stop { grace }).await?;
+        Self::settle("stop", outcome, view)
     }
 
     /// Puts an instance to sleep for a caller; returns once it is durable and its process is gone.
@@ -130,8 +151,8 @@ impl Instances {
         id: WorkloadId,
         trigger: SleepTrigger,
     ) -> Result<InstanceView, InstanceError> {
-        let outcome = self.ask_and_wait(id, Request::Sleep { trigger }).await?;
-        self.settle(id, "standby", outcome)
+        let (outcome, view) = self.ask_and_wait(id, Request::Sleep { trigger }).await?;
+        Self::settle("standby", outcome, view)
     }
 
     /// Wakes an instance for a caller; returns once it runs and its packets are released.
@@ -139,15 +160,9 @@ impl Instances {
     /// # Errors
     /// When its state does not allow it or it failed.
     pub async fn wake(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
-        let outcome = self
-            .ask_and_wait(
-                id,
-                Request::Wake {
-                    cause: WakeCause::Caller,
-                },
-            )
-            .await?;
-        self.settle(id, "wake", outcome)
+        let cause = WakeCause::Caller;
+        let (outcome, view) = self.ask_and_wait(id, Request::Wake { cause }).await?;
+        Self::settle("wake", outcome, view)
     }
 
     /// Removes an instance in any state; returns when its name and addresses are free. Removing one
@@ -160,8 +175,8 @@ impl Instances {
             return Ok(());
         };
         match self.ask_and_wait(id, Request::Delete { removal }).await {
-            Ok(Outcome::Failed { why }) => {
-                let name = view.borrow().spec.name.clone();
+            Ok((Outcome::Failed { why }, view)) => {
+                let name = view.spec.name;
                 return Err(InstanceError::Failed {
                     verb: "delete",
                     name,
@@ -177,68 +192,84 @@ impl Instances {
         Ok(())
     }
 
-    /// The engine's sleep, under its attempt.
-    pub async fn engine_sleep(&self, id: WorkloadId, attempt: Attempt) -> SleepEnd {
-        let request = Request::Sleep {
-            trigger: SleepTrigger::Engine,
-        };
-        match self
-            .engine_ask(id, request, attempt, self.shared.rooms.clock.now())
-            .await
-        {
-            Ok(Outcome::Sleep(end)) => end,
-            Ok(Outcome::Superseded { state }) => SleepEnd::Refused { state },
-            Ok(Outcome::Failed { why }) => SleepEnd::Failed { why },
-            Ok(Outcome::Done | Outcome::Wake(_)) | Err(None) => SleepEnd::Gone,
-            Err(Some(Refusal::WrongState(state))) => SleepEnd::Refused { state },
-            Err(Some(refusal)) => SleepEnd::Failed {
-                why: refusal.to_string(),
-            },
+    /// The engine's sleep, under its attempt. Asked for by the call, not by the first poll.
+    pub fn engine_sleep(
+        &self,
+        id: WorkloadId,
+        attempt: Attempt,
+    ) -> impl Future<Output = SleepEnd> + Send + use<> {
+        let trigger = SleepTrigger::Engine;
+        let asked = self.engine_ask(
+            id,
+            Request::Sleep { trigger },
+            attempt,
+            self.shared.rooms.clock.now(),
+        );
+        async move {
+            match asked.await {
+                Ok(Outcome::Sleep(end)) => end,
+                Ok(Outcome::Superseded { state }) => SleepEnd::Refused { state },
+                Ok(Outcome::Failed { why }) => SleepEnd::Failed { why },
+                Ok(Outcome::Done | Outcome::Wake(_)) | Err(None) => SleepEnd::Gone,
+                Err(Some(Refusal::WrongState(state))) => SleepEnd::Refused { state },
+                Err(Some(refusal)) => SleepEnd::Failed {
+                    why: refusal.to_string(),
+                },
+            }
         }
     }
 
-    /// The engine's wake, under its attempt; `at` is when the packet knocked.
-    pub async fn engine_wake(
+    /// The engine's wake, under its attempt; `at` is when the packet knocked. Asked for by the call.
+    pub fn engine_wake(
         &self,
         id: WorkloadId,
         attempt: Attempt,
         cause: WakeCause,
         at: MonoTime,
-    ) -> WakeEnd {
-        match self.engine_ask(id, Request::Wake { cause }, attempt, at).await {
-            Ok(Outcome::Wake(end)) => end,
-            Ok(Outcome::Superseded { state }) => WakeEnd::Refused { state },
-            Ok(Outcome::Failed { why }) => WakeEnd::StillAsleep { why },
-            Ok(Outcome::Done | Outcome::Sleep(_)) | Err(None) => WakeEnd::Gone,
-            Err(Some(Refusal::WrongState(state))) => WakeEnd::Refused { state },
-            Err(Some(refusal)) => WakeEnd::StillAsleep {
-                why: refusal.to_string(),
-            },
+    ) -> impl Future<Output = WakeEnd> + Send + use<> {
+        let asked = self.engine_ask(id, Request::Wake { cause }, attempt, at);
+        async move {
+            match asked.await {
+                Ok(Outcome::Wake(end)) => end,
+                Ok(Outcome::Superseded { state }) => WakeEnd::Refused { state },
+                Ok(Outcome::Failed { why }) => WakeEnd::StillAsleep { why },
+                Ok(Outcome::Done | Outcome::Sleep(_)) | Err(None) => WakeEnd::Gone,
+                Err(Some(Refusal::WrongState(state))) => WakeEnd::Refused { state },
+                Err(Some(refusal)) => WakeEnd::StillAsleep {
+                    why: refusal.to_string(),
+                },
+            }
         }
     }
 
-    /// The engine takes a sleep of its own back.
-    pub async fn engine_cancel(&self, id: WorkloadId, attempt: Attempt, why: CancelReason) {
+    /// The engine takes a sleep of its own back. Asked for by the call: it follows the sleep that it means.
+    pub fn engine_cancel(
+        &self,
+        id: WorkloadId,
+        attempt: Attempt,
+        why: CancelReason,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let now = self.shared.rooms.clock.now();
+        let asked = self.ask(id, Request::CancelSleep { why }, Some(attempt), now);
         // The sleep's own outcome tells what became of it.
-        drop(
-            self.ask(id, Request::CancelSleep { why }, Some(attempt), now)
-                .await,
-        );
+        async move { drop(asked.await) }
     }
 
-    async fn engine_ask(
+    fn engine_ask(
         &self,
         id: WorkloadId,
         request: Request,
         attempt: Attempt,
         at: MonoTime,
-    ) -> Result<Outcome, Option<Refusal>> {
-        let asked = self.ask(id, request, Some(attempt), at).await.map_err(|_| None)?;
-        if let Answer::Refused(refusal) = asked.answer {
-            return Err(Some(refusal));
+    ) -> impl Future<Output = Result<Outcome, Option<Refusal>>> + Send + use<> {
+        let asked = self.ask(id, request, Some(attempt), at);
+        async move {
+            let asked = asked.await.map_err(|_| None)?;
+            if let Answer::Refused(refusal) = asked.answer {
+                return Err(Some(refusal));
+            }
+            asked.outcome.await.map_err(|_| None)
         }
-        asked.outcome.await.map_err(|_| None)
     }
 
     /// Tells an instance's machine that a packet waits; coalesces, so a full inbox loses nothing that
@@ -276,10 +307,13 @@ impl Instances {
                 why: now.reason,
             }),
             Ok(Ok(now)) => Ok(Some(now)),
-            Ok(Err(_)) if deleted => Ok(None),
-            Ok(Err(_)) => Err(InstanceError::NotFound {
-                key: name.to_string(),
-            }),
+            Ok(Err(_)) => match self.shared.gone(id) {
+                InstanceError::NotFound { .. } if deleted => {
+                    self.shared.forget(id);
+                    Ok(None)
+                }
+                gone => Err(gone),
+            },
             Err(_) => {
                 let state = self.view(id).map_or(State::Deleting, |now| now.state);
                 Err(InstanceError::WaitElapsed {

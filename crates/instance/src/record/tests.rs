@@ -96,7 +96,12 @@ fn every_phase_is_read_as_it_was_written() {
         (Phase::Starting, State::Starting),
         (Phase::Stopping, State::Stopping),
         (Phase::Deleting, State::Deleting),
-        (Phase::Failed { reason: reason.clone() }, State::Failed),
+        (
+            Phase::Failed {
+                reason: reason.clone(),
+            },
+            State::Failed,
+        ),
     ] {
         let mut written = running.clone();
         if !matches!(phase, Phase::Running { .. }) {
@@ -118,11 +123,41 @@ fn every_phase_is_read_as_it_was_written() {
 fn impossible_fields_are_named() {
     let good = remembered().to_record();
     for (record, field) in [
-        (InstanceRecord { id: vec![1], ..good.clone() }, "id"),
-        (InstanceRecord { phase: "asleep".to_owned(), ..good.clone() }, "phase"),
-        (InstanceRecord { process: None, ..good.clone() }, "process"),
-        (InstanceRecord { memory: None, ..good.clone() }, "memory"),
-        (InstanceRecord { spec: None, ..good.clone() }, "spec"),
+        (
+            InstanceRecord {
+                id: vec![1],
+                ..good.clone()
+            },
+            "id",
+        ),
+        (
+            InstanceRecord {
+                phase: "asleep".to_owned(),
+                ..good.clone()
+            },
+            "phase",
+        ),
+        (
+            InstanceRecord {
+                process: None,
+                ..good.clone()
+            },
+            "process",
+        ),
+        (
+            InstanceRecord {
+                memory: None,
+                ..good.clone()
+            },
+            "memory",
+        ),
+        (
+            InstanceRecord {
+                spec: None,
+                ..good.clone()
+            },
+            "spec",
+        ),
     ] {
         assert_eq!(Remembered::from_record(record), Err(RecordError { field }));
     }

@@ -92,14 +92,12 @@ impl StepContext {
         let saved = self.remembered.state_sha256.clone();
         let (state, file) = blocking(move || {
             let state = trusted_state(&layout.state_file(id, generation.0), &saved)?;
-            let file = layout
-                .images()
-                .open(id, &ram)
-                .map_err(|error| failure(&error))?;
+            let file = layout.images().open(id, &ram).map_err(|error| failure(&error))?;
             Ok((state, file))
         })
         .await?;
         let parts = self.parts(file, ram)?;
+        let agent = connect_early(&parts.agent.path);
         let vm = self
             .rooms
             .driver
@@ -110,7 +108,7 @@ impl StepContext {
         self.hold_process(&vm).await;
         Ok((
             Done::Process(super::identity_of(vm.process())),
-            Change::Restored { vm, ram },
+            Change::Restored { vm, ram, agent },
         ))
     }
 
@@ -285,4 +283,11 @@ async fn end_members(group: &dormouse_cgroup::Group, members: &[i32]) -> Result<
     Err(StepFailure::Passing {
         why: format!("processes are left in {}", group.path().display()),
     })
+}
+
+/// Connects to a socket that nobody has accepted from yet; without it the guest is only told later.
+fn connect_early(path: &Path) -> Option<std::os::unix::net::UnixStream> {
+    let stream = std::os::unix::net::UnixStream::connect(path).ok()?;
+    stream.set_nonblocking(true).ok()?;
+    Some(stream)
 }

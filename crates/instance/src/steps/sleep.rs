@@ -137,7 +137,14 @@ mod tests {
     #[test]
     fn only_states_of_earlier_sleeps_are_dropped() {
         let scratch = tempfile::tempdir().unwrap();
-        for name in ["state.8", "state.9", "state.10", "state.11", "state.x", "disk.ext4"] {
+        for name in [
+            "state.8",
+            "state.9",
+            "state.10",
+            "state.11",
+            "state.x",
+            "disk.ext4",
+        ] {
             std::fs::write(scratch.path().join(name), name).unwrap();
         }
         drop_earlier_states(scratch.path(), Generation(10)).unwrap();

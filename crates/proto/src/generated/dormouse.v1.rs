@@ -62,8 +62,8 @@ pub struct Image {
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImportImageRequest {
-    /// Absolute path on the daemon's host: an OCI archive (tar, also gzipped) or an OCI layout
-    /// directory.
+    /// Absolute path on the daemon's host: an OCI archive (tar, not compressed itself; its
+    /// layers may be gzipped) or an OCI layout directory.
     #[prost(string, tag = "1")]
     pub path: ::prost::alloc::string::String,
     /// Reference to give it, such as web:latest; empty: the one in the archive.
@@ -787,8 +787,8 @@ pub struct StandbyStatus {
     /// Whether it could sleep by itself in its present state.
     #[prost(bool, tag = "6")]
     pub eligible: bool,
-    /// One stable word: unsupported, disabled, ineligible, active, idle_countdown, held, blind,
-    /// standby_requested, sleeping, asleep, waking, error. New words may be added.
+    /// One stable word: unsupported, disabled, ineligible, blind, error, active, idle_countdown,
+    /// ready_for_standby, standby_requested, asleep, waking. New words may be added.
     #[prost(string, tag = "7")]
     pub status: ::prost::alloc::string::String,
     /// One stable word for the reason of the status, such as policy_missing or
@@ -822,9 +822,6 @@ pub struct StandbyStatus {
     /// How connections are tracked: conntrack_events.
     #[prost(string, tag = "17")]
     pub tracking_mode: ::prost::alloc::string::String,
-    /// Number of the present or last attempt to sleep or wake; 0 before the first.
-    #[prost(uint64, tag = "18")]
-    pub attempt: u64,
     /// Why the last attempt failed; empty when it did not.
     #[prost(string, tag = "19")]
     pub last_error: ::prost::alloc::string::String,
@@ -987,9 +984,9 @@ pub mod standby_service_client {
                 .insert(GrpcMethod::new("dormouse.v1.StandbyService", "GetStatus"));
             self.inner.unary(req, path, codec).await
         }
-        /// Keeps a workload awake for a while. A newer hold replaces an older one, also a longer one.
-        /// Fails with FAILED_PRECONDITION when the workload sleeps already: wake it first. A workload
-        /// without an enabled policy is left alone and its status returned.
+        /// Keeps a workload awake for a while. A newer hold replaces an older one, also a longer one. One
+        /// that sleeps, or is on its way there, is woken. A workload without an enabled policy is left
+        /// alone and its status returned.
         pub async fn hold(
             &mut self,
             request: impl tonic::IntoRequest<super::HoldRequest>,
@@ -1056,9 +1053,9 @@ pub mod standby_service_server {
             &self,
             request: tonic::Request<super::GetStatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StandbyStatus>, tonic::Status>;
-        /// Keeps a workload awake for a while. A newer hold replaces an older one, also a longer one.
-        /// Fails with FAILED_PRECONDITION when the workload sleeps already: wake it first. A workload
-        /// without an enabled policy is left alone and its status returned.
+        /// Keeps a workload awake for a while. A newer hold replaces an older one, also a longer one. One
+        /// that sleeps, or is on its way there, is woken. A workload without an enabled policy is left
+        /// alone and its status returned.
         async fn hold(
             &self,
             request: tonic::Request<super::HoldRequest>,
@@ -1856,7 +1853,7 @@ impl MemoryPlacement {
 pub enum LogSource {
     /// The same as APP.
     Unspecified = 0,
-    /// What the command printed.
+    /// What the command printed. For now the same file as CONSOLE.
     App = 1,
     /// What the guest's kernel and agent printed.
     Console = 2,

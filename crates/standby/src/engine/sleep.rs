@@ -1,6 +1,7 @@
 //! The way to sleep: confirm, ask, and what takes either back. Also holds.
 
 use std::fmt;
+use std::time::Duration;
 
 use dormouse_model::error::{Fault, Kind};
 use dormouse_model::{Attempt, MonoTime, SleepEnd, StandbyPolicy, State, WakeCause, WallTime, WorkloadId};
@@ -229,7 +230,25 @@ impl Engine {
         out: &mut Vec<Effect>,
     ) -> Result<Held, HoldError> {
         let turn = &mut self.turn(now, wall, out);
-        let held = self.hold_until_timeout(id, turn);
+        let held = self.hold_until_timeout(id, None, turn);
+        self.admit(turn);
+        held
+    }
+
+    /// As [`Engine::hold`], for `duration` instead of one idle timeout.
+    ///
+    /// # Errors
+    /// As [`Engine::hold`].
+    pub fn hold_for(
+        &mut self,
+        now: MonoTime,
+        wall: WallTime,
+        id: WorkloadId,
+        duration: Duration,
+        out: &mut Vec<Effect>,
+    ) -> Result<Held, HoldError> {
+        let turn = &mut self.turn(now, wall, out);
+        let held = self.hold_until_timeout(id, Some(duration), turn);
         self.admit(turn);
         held
     }
@@ -237,6 +256,7 @@ impl Engine {
     pub(super) fn hold_until_timeout(
         &mut self,
         id: WorkloadId,
+        duration: Option<Duration>,
         turn: &mut Turn<'_>,
     ) -> Result<Held, HoldError> {
         let place = self.roster.find(id).ok_or(HoldError::Unknown { id })?;
@@ -244,12 +264,13 @@ impl Engine {
         if self.stopping {
             return Err(HoldError::Stopping { id });
         }
-        let Some(timeout) = workload.policy().map(StandbyPolicy::idle_timeout) else {
+        let Some(idle_timeout) = workload.policy().map(StandbyPolicy::idle_timeout) else {
             return Ok(Held::NothingToHold);
         };
         if !workload.is_followed() || !workload::keeps_hold(workload.view.state) {
             return Ok(Held::NothingToHold);
         }
+        let timeout = duration.unwrap_or(idle_timeout);
         let until = workload::wall_after(turn.wall, timeout);
         workload.hold = Some(Stamp {
             mono: turn.now.plus(timeout),
