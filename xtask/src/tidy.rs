@@ -74,7 +74,7 @@ const PURE: &[&str] = &[
     "crates/standby/src",
     "crates/instance/src/machine",
     "crates/instance/src/adoption.rs",
-    "crates/instance/src/addresses.rs",
+    "crates/network/src/pool.rs",
     "crates/conntrack/src/sync.rs",
     "crates/conntrack/src/wire",
     "crates/network/src/link.rs",

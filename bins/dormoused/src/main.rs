@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use dormouse_daemon::config::{self, RawConfig};
@@ -14,6 +15,9 @@ const USAGE: u8 = 64;
 const UNAVAILABLE: u8 = 69;
 const TASK_ENDED: u8 = 70;
 const FORCED: u8 = 75;
+
+/// How long work on the blocking pool may take when everything else has ended.
+const LEFTOVERS: Duration = Duration::from_secs(2);
 
 /// Runs microVMs that sleep when nobody talks to them and wake on the first packet.
 #[derive(Debug, Parser)]
@@ -75,7 +79,11 @@ fn main() -> ExitCode {
             return ExitCode::from(UNAVAILABLE);
         }
     };
-    runtime.block_on(run(config))
+    let code = runtime.block_on(run(config));
+    // Work that nobody can stop, such as the end of a copy of memory, must not keep the daemon: what it
+    // leaves half done the next one begins anew.
+    runtime.shutdown_timeout(LEFTOVERS);
+    code
 }
 
 fn start_logging(arguments: &Arguments) -> anyhow::Result<()> {

@@ -10,29 +10,32 @@
 //! There is no policy here. One rule of order: before an answer to a confirm is handed over, everything
 //! that the observer had queued is: the barrier promises no more than that it is in the queue.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
-use dormouse_conntrack::{BARRIER_PATIENCE, ListFilter, Observations, ObserverHandle};
+use dormouse_conntrack::{Observations, ObserverHandle};
 use dormouse_instance::machine::CancelReason;
-use dormouse_instance::rooms::{Clock, IdleProof};
+use dormouse_instance::rooms::Clock;
 use dormouse_instance::view::InstanceView;
 use dormouse_instance::{InstanceEvent, Instances};
 use dormouse_model::error::chain;
 use dormouse_model::workload::{IdleRecord, SleepSupport};
-use dormouse_model::{Attempt, MonoTime, SleepEnd, WakeEnd, WallTime, WorkloadId, WorkloadView};
-use dormouse_network::{DataPlane, KnockStream, LinkCounters};
+use dormouse_model::{Attempt, MonoTime, SleepEnd, State, WakeEnd, WallTime, WorkloadId, WorkloadView};
+use dormouse_network::{DataPlane, KnockStream};
 use dormouse_standby::{CancelWhy, ConfirmAnswer, Effect, Engine, HoldError, Input, Knock, StatusSnapshot};
-use dormouse_store::{Record, RecordKind, Store};
+use dormouse_store::{Key, Record, RecordKind, Store};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+mod notes;
+mod watchbook;
+
+use notes::NoteWrites;
+pub use watchbook::Watchbook;
+use watchbook::confirm;
+
 /// Questions of callers that may wait; they wait when it is full.
 const ASKS: usize = 64;
-
-/// How long a listing for one workload's addresses may take.
-const LISTING: Duration = Duration::from_secs(5);
 
 /// The engine's notes on one workload as they are stored.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,61 +78,6 @@ impl From<IdleNotes> for IdleRecord {
     }
 }
 
-/// The counters of links when their workloads were last known to be idle, and the barrier. It answers
-/// the engine's confirms and the last proof of a sleep.
-#[derive(Debug)]
-pub struct Watchbook {
-    observer: ObserverHandle,
-    /// Packets that each guest had received. What it sends, and what was not for it, says nothing.
-    noted: Mutex<HashMap<WorkloadId, u64>>,
-}
-
-impl Watchbook {
-    /// A book with nothing noted.
-    #[must_use]
-    pub fn new(observer: ObserverHandle) -> Self {
-        Self {
-            observer,
-            noted: Mutex::default(),
-        }
-    }
-
-    fn noted(&self, id: WorkloadId) -> Option<u64> {
-        self.noted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-            .copied()
-    }
-
-    fn note(&self, id: WorkloadId, counters: LinkCounters) {
-        let counters = counters.received_by_guest;
-        self.noted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, counters);
-    }
-
-    fn forget(&self, id: WorkloadId) {
-        self.noted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
-    }
-}
-
-#[tonic::async_trait]
-impl IdleProof for Watchbook {
-    async fn nothing_arrived(&self, id: WorkloadId, now: LinkCounters) -> Result<bool, String> {
-        self.observer
-            .barrier(BARRIER_PATIENCE)
-            .await
-            .map_err(|error| chain(&error))?;
-        // Without a note nobody claimed that it is idle: a caller wanted this sleep.
-        Ok(self.noted(id).is_none_or(|noted| noted == now.received_by_guest))
-    }
-}
-
 /// What callers ask the engine.
 #[derive(Debug)]
 enum Ask {
@@ -140,6 +88,9 @@ enum Ask {
     Hold {
         id: WorkloadId,
         answer: oneshot::Sender<Result<(), HoldError>>,
+    },
+    ShutDown {
+        done: oneshot::Sender<()>,
     },
 }
 
@@ -170,6 +121,15 @@ impl EngineHandle {
             .map_err(|_| stopping())?;
         wait.await.map_err(|_| stopping())?
     }
+
+    /// Has it begin nothing more; returns when its notes are written. Sleeps and wakes that were begun go on.
+    pub async fn shut_down(&self) {
+        let (done, wait) = oneshot::channel();
+        // Gone means that it begins nothing more.
+        if self.asks.send(Ask::ShutDown { done }).await.is_ok() {
+            drop(wait.await);
+        }
+    }
 }
 
 /// How something that the engine asked for ended.
@@ -194,6 +154,11 @@ enum Ended {
         id: WorkloadId,
         attempt: Attempt,
         written: bool,
+        number: u64,
+    },
+    Forgotten {
+        id: WorkloadId,
+        number: u64,
     },
     Nothing,
 }
@@ -230,6 +195,11 @@ pub struct EngineTask {
     running: JoinSet<Ended>,
     /// When the packet knocked that a wake answers; the wake's figure begins there.
     knocked_at: HashMap<WorkloadId, MonoTime>,
+    /// Whom the engine was told of.
+    known: BTreeSet<WorkloadId>,
+    writes: NoteWrites,
+    /// Who waits until all notes are written.
+    stopping: Option<oneshot::Sender<()>>,
 }
 
 /// The engine's task and the handle to ask it things.
@@ -242,6 +212,9 @@ pub fn engine(config: dormouse_standby::Config, rooms: EngineRooms) -> (EngineTa
         asks,
         running: JoinSet::new(),
         knocked_at: HashMap::new(),
+        known: BTreeSet::new(),
+        writes: NoteWrites::default(),
+        stopping: None,
     };
     (task, EngineHandle { asks: sender })
 }
@@ -269,7 +242,7 @@ impl EngineTask {
                     }
                 }
                 change = changes.recv() => match change {
-                    Ok(event) => self.changed(&event).await,
+                    Ok(event) => self.changed(&event),
                     Err(broadcast::error::RecvError::Lagged(missed)) => {
                         tracing::warn!(missed, "instance events missed; all are read again");
                         self.take_all_instances().await;
@@ -284,6 +257,12 @@ impl EngineTask {
                     Some(ask) => self.answer(ask),
                     None => return,
                 },
+            }
+            if self.writes.is_empty()
+                && let Some(done) = self.stopping.take()
+            {
+                // Whoever asked may have given up.
+                let _ = done.send(());
             }
         }
     }
@@ -307,7 +286,9 @@ impl EngineTask {
 
     fn knocked(&mut self, id: WorkloadId) {
         let now = self.rooms.clock.now();
-        self.knocked_at.entry(id).or_insert(now);
+        if self.known.contains(&id) {
+            self.knocked_at.entry(id).or_insert(now);
+        }
         self.rooms.instances.knock(id);
         self.input(Input::Knocked {
             id,
@@ -315,41 +296,66 @@ impl EngineTask {
         });
     }
 
+    /// Tells the engine of every instance, and of those that are gone.
     async fn take_all_instances(&mut self) {
-        for view in self.rooms.instances.list() {
-            let record = self
-                .rooms
-                .store
-                .get::<IdleNotes>(view.id)
-                .await
-                .ok()
-                .flatten()
-                .map(IdleRecord::from);
+        let mut records: HashMap<Key, IdleRecord> = match self.rooms.store.list::<IdleNotes>().await {
+            Ok(listing) => (listing.records.into_iter())
+                .map(|(key, notes)| (key, IdleRecord::from(notes)))
+                .collect(),
+            Err(error) => {
+                // Countdowns begin anew: nothing sleeps too early for that.
+                tracing::warn!(error = %chain(&error), "idle notes not read");
+                HashMap::new()
+            }
+        };
+        let views = self.rooms.instances.list();
+        let present: BTreeSet<WorkloadId> = views.iter().map(|view| view.id).collect();
+        let gone: Vec<WorkloadId> = self.known.difference(&present).copied().collect();
+        for id in gone {
+            self.gone(id);
+        }
+        for view in views {
+            let record = records.remove(&Key::from(view.id));
             self.meet(&view, record);
         }
     }
 
-    async fn changed(&mut self, event: &InstanceEvent) {
+    fn changed(&mut self, event: &InstanceEvent) {
         match event {
-            InstanceEvent::Deleted(view) => {
-                self.rooms.watchbook.forget(view.id);
-                self.knocked_at.remove(&view.id);
-                self.input(Input::WorkloadGone { id: view.id });
-                let (store, id) = (self.rooms.store.clone(), view.id);
-                self.running.spawn(async move {
-                    drop(store.delete::<IdleNotes>(id).await);
-                    Ended::Nothing
-                });
-            }
+            InstanceEvent::Deleted(view) => self.gone(view.id),
             InstanceEvent::Created(view)
             | InstanceEvent::Updated(view)
             | InstanceEvent::StateChanged { now: view, .. } => {
+                if matches!(view.state, State::Standby | State::Stopped | State::Failed) {
+                    // The next tap counts from nothing: what this one had counted says nothing of that.
+                    self.rooms.watchbook.forget(view.id);
+                }
                 self.meet(view, None);
             }
         }
     }
 
+    fn gone(&mut self, id: WorkloadId) {
+        self.known.remove(&id);
+        self.knocked_at.remove(&id);
+        self.rooms.watchbook.forget(id);
+        self.input(Input::WorkloadGone { id });
+        let turn = self.writes.turn(id);
+        let store = self.rooms.store.clone();
+        self.running.spawn(async move {
+            let number = turn.number;
+            let deletion = async {
+                if let Err(error) = store.delete::<IdleNotes>(id).await {
+                    tracing::warn!(instance_id = %id, error = %chain(&error), "idle notes are left");
+                }
+            };
+            turn.take(deletion).await;
+            Ended::Forgotten { id, number }
+        });
+    }
+
     fn meet(&mut self, view: &InstanceView, record: Option<IdleRecord>) {
+        self.known.insert(view.id);
         let view = WorkloadView {
             id: view.id,
             state: view.state,
@@ -368,16 +374,29 @@ impl EngineTask {
                 }
                 self.input(Input::IdleConfirmed { id, attempt, answer });
             }
-            Ended::Slept { id, attempt, end } => self.input(Input::SleepEnded { id, attempt, end }),
+            Ended::Slept { id, attempt, end } => {
+                if end != SleepEnd::Committed {
+                    // It runs: what knocked was let through, and no wake answers it.
+                    self.knocked_at.remove(&id);
+                }
+                self.input(Input::SleepEnded { id, attempt, end });
+            }
             Ended::Woke { id, attempt, end } => {
                 self.knocked_at.remove(&id);
                 self.input(Input::WakeEnded { id, attempt, end });
             }
-            Ended::Recorded { id, attempt, written } => {
+            Ended::Recorded {
+                id,
+                attempt,
+                written,
+                number,
+            } => {
+                self.writes.ended(id, number);
                 if !written {
                     self.input(Input::RecordFailed { id, attempt });
                 }
             }
+            Ended::Forgotten { id, number } => self.writes.ended(id, number),
             Ended::Nothing => {}
         }
     }
@@ -386,6 +405,10 @@ impl EngineTask {
         let (now, wall) = (self.rooms.clock.now(), self.rooms.clock.wall());
         match ask {
             Ask::Status { id, answer } => drop(answer.send(self.engine.status(id, now, wall))),
+            Ask::ShutDown { done } => {
+                self.input(Input::Shutdown);
+                self.stopping = Some(done);
+            }
             Ask::Hold { id, answer } => {
                 let mut effects = Vec::new();
                 let held = self.engine.hold(now, wall, id, &mut effects);
@@ -401,37 +424,29 @@ impl EngineTask {
             match effect {
                 Effect::RequestResync => self.rooms.observer.resync(),
                 Effect::ConfirmIdle { id, attempt } => self.confirm(id, attempt),
+                // What is asked is asked here, in the order of the effects; only the waiting is a task's.
                 Effect::RequestSleep { id, attempt } => {
-                    let instances = self.rooms.instances.clone();
+                    let end = self.rooms.instances.engine_sleep(id, attempt);
                     self.running.spawn(async move {
-                        Ended::Slept {
-                            id,
-                            attempt,
-                            end: instances.engine_sleep(id, attempt).await,
-                        }
+                        let end = end.await;
+                        Ended::Slept { id, attempt, end }
                     });
                 }
                 Effect::CancelSleep { id, attempt, why } => {
                     tracing::debug!(instance_id = %id, %attempt, %why, "sleep cancelled");
-                    let instances = self.rooms.instances.clone();
+                    let told = (self.rooms.instances).engine_cancel(id, attempt, cancel_reason(why));
                     self.running.spawn(async move {
-                        instances.engine_cancel(id, attempt, cancel_reason(why)).await;
+                        told.await;
                         Ended::Nothing
                     });
                 }
                 Effect::RequestWake { id, attempt, cause } => {
-                    let instances = self.rooms.instances.clone();
-                    let at = self
-                        .knocked_at
-                        .get(&id)
-                        .copied()
-                        .unwrap_or_else(|| self.rooms.clock.now());
+                    let knocked = self.knocked_at.get(&id).copied();
+                    let at = knocked.unwrap_or_else(|| self.rooms.clock.now());
+                    let end = self.rooms.instances.engine_wake(id, attempt, cause, at);
                     self.running.spawn(async move {
-                        Ended::Woke {
-                            id,
-                            attempt,
-                            end: instances.engine_wake(id, attempt, cause, at).await,
-                        }
+                        let end = end.await;
+                        Ended::Woke { id, attempt, end }
                     });
                 }
                 Effect::RecordIdle { id, attempt, record } => self.record(id, attempt, record),
@@ -449,19 +464,26 @@ impl EngineTask {
         if record.is_some_and(|record| record.idle_since.is_some()) {
             self.note_counters(id);
         }
+        let turn = self.writes.turn(id);
         let store = self.rooms.store.clone();
         self.running.spawn(async move {
-            let written = match record {
-                Some(record) => store.put(id, &IdleNotes::from(record)).await,
-                None => store.delete::<IdleNotes>(id).await,
+            let number = turn.number;
+            let write = async {
+                let written = match record {
+                    Some(record) => store.put(id, &IdleNotes::from(record)).await,
+                    None => store.delete::<IdleNotes>(id).await,
+                };
+                if let Err(error) = &written {
+                    tracing::warn!(instance_id = %id, error = %chain(error), "idle notes not written");
+                }
+                written.is_ok()
             };
-            if let Err(error) = &written {
-                tracing::warn!(instance_id = %id, error = %chain(error), "idle notes not written");
-            }
+            let written = turn.take(write).await;
             Ended::Recorded {
                 id,
                 attempt,
-                written: written.is_ok(),
+                written,
+                number,
             }
         });
     }
@@ -502,47 +524,6 @@ impl EngineTask {
             Ended::Nothing
         });
     }
-}
-
-/// The barrier, then the link's counters; if these moved since they were noted, one filtered listing a
-/// family.
-async fn confirm(
-    observer: &ObserverHandle,
-    network: &DataPlane,
-    book: &Watchbook,
-    view: &InstanceView,
-) -> Result<ConfirmAnswer, String> {
-    observer
-        .barrier(BARRIER_PATIENCE)
-        .await
-        .map_err(|error| chain(&error))?;
-    let link = network.link(view.id).ok_or("it has no link")?;
-    let counters = link.counters().await.map_err(|error| chain(&error))?;
-    if book.noted(view.id) == Some(counters.received_by_guest) {
-        return Ok(ConfirmAnswer::Idle);
-    }
-    let Some(policy) = view.spec.standby.enabled() else {
-        return Err("its policy is off".to_owned());
-    };
-    let mut flows = Vec::new();
-    for address in view.addresses.both() {
-        let listed = observer
-            .list(ListFilter::Responder(address), LISTING)
-            .await
-            .map_err(|error| chain(&error))?;
-        flows.extend(
-            listed
-                .into_iter()
-                .filter(|flow| flow.holds_awake(address, policy)),
-        );
-    }
-    // Read before the listing: what moves the counters from there on is asked for again.
-    book.note(view.id, counters);
-    Ok(if flows.is_empty() {
-        ConfirmAnswer::Idle
-    } else {
-        ConfirmAnswer::Live { flows }
-    })
 }
 
 /// The engine's reason to cancel in the lifecycle machine's words.

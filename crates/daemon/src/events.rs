@@ -35,6 +35,15 @@ pub struct Entry {
     pub what: Happening,
 }
 
+/// Where a reader goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// After this one.
+    After(u64),
+    /// At the beginning: the cursor is of an earlier daemon, and nobody knows how much is missing.
+    Foreign,
+}
+
 /// What a reader finds after a position.
 #[derive(Debug, Clone)]
 pub enum Found {
@@ -84,12 +93,20 @@ impl EventLog {
     /// Adds an event.
     pub fn push(&self, at: WallTime, what: Happening) {
         let mut kept = self.kept();
-        let number = *self.shared.newest.borrow() + 1;
+        let number = self.shared.newest.borrow().saturating_add(1);
         if kept.len() >= KEPT {
             kept.pop_front();
         }
         kept.push_back(Arc::new(Entry { number, at, what }));
-        drop(kept);
+        // Under the lock: whoever adds next counts on from here.
+        self.shared.newest.send_replace(number);
+    }
+
+    /// So many events were lost before they came here: readers find a gap in their place.
+    pub fn missed(&self, count: u64) {
+        let mut kept = self.kept();
+        kept.clear();
+        let number = self.shared.newest.borrow().saturating_add(count);
         self.shared.newest.send_replace(number);
     }
 
@@ -111,28 +128,33 @@ impl EventLog {
         self.cursor_of(*self.shared.newest.borrow())
     }
 
-    /// The position that a cursor means; one of an earlier daemon is the very beginning, so that what
-    /// was missed is told as a gap. `None` for a text that is no cursor.
+    /// Where a reader with this cursor goes on. `None` for a text that is no cursor.
     #[must_use]
-    pub fn position(&self, cursor: &str) -> Option<u64> {
+    pub fn position(&self, cursor: &str) -> Option<Position> {
         let (epoch, number) = cursor.split_once('-')?;
         let epoch = u64::from_str_radix(epoch, 16).ok()?;
         let number: u64 = number.parse().ok()?;
-        Some(if epoch == self.shared.epoch { number } else { 0 })
+        if epoch != self.shared.epoch {
+            return Some(Position::Foreign);
+        }
+        // None of ours is beyond the newest.
+        Some(Position::After(number.min(*self.shared.newest.borrow())))
     }
 
     /// Everything after a position.
     #[must_use]
     pub fn after(&self, position: u64) -> Found {
         let kept = self.kept();
-        let first = kept.front().map_or(position + 1, |entry| entry.number);
-        if position + 1 < first {
+        let next = self.shared.newest.borrow().saturating_add(1);
+        let first = kept.front().map_or(next, |entry| entry.number);
+        let wanted = position.saturating_add(1);
+        if wanted < first {
             return Found::Gap {
-                missed: first - position - 1,
+                missed: first - wanted,
                 resume_after: first - 1,
             };
         }
-        let skip = usize::try_from(position + 1 - first).unwrap_or(usize::MAX);
+        let skip = usize::try_from(wanted - first).unwrap_or(usize::MAX);
         Found::Entries(kept.iter().skip(skip).cloned().collect())
     }
 }
@@ -165,8 +187,55 @@ mod tests {
         };
         assert_eq!((entries.len(), entries[0].number), (KEPT, 11));
         let cursor = log.cursor();
-        assert_eq!(log.position(&cursor), Some((KEPT + 10) as u64));
-        assert_eq!(EventLog::new(8).position(&cursor), Some(0));
+        assert_eq!(log.position(&cursor), Some(Position::After((KEPT + 10) as u64)));
+        assert_eq!(EventLog::new(8).position(&cursor), Some(Position::Foreign));
         assert_eq!(log.position("nonsense"), None);
+    }
+
+    #[test]
+    fn a_cursor_beyond_the_newest_event_is_the_newest() {
+        let log = EventLog::new(7);
+        push(&log, "d");
+        let beyond = log.cursor_of(u64::MAX);
+        assert_eq!(log.position(&beyond), Some(Position::After(1)));
+        assert!(matches!(log.after(u64::MAX), Found::Entries(entries) if entries.is_empty()));
+    }
+
+    #[test]
+    fn what_was_lost_on_the_way_is_a_gap() {
+        let log = EventLog::new(7);
+        push(&log, "before");
+        log.missed(5);
+        let Found::Gap { missed, resume_after } = log.after(1) else {
+            panic!("five are lost")
+        };
+        assert_eq!((missed, resume_after), (5, 6));
+        assert!(matches!(log.after(6), Found::Entries(entries) if entries.is_empty()));
+        push(&log, "after");
+        let Found::Entries(entries) = log.after(6) else {
+            panic!("kept")
+        };
+        assert_eq!(entries[0].number, 7);
+        assert!(matches!(
+            log.after(0),
+            Found::Gap {
+                missed: 6,
+                resume_after: 6
+            }
+        ));
+    }
+
+    #[test]
+    fn numbers_are_given_once_whoever_adds() {
+        let log = EventLog::new(7);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..500).for_each(|_| push(&log, "d")));
+            }
+        });
+        let Found::Entries(entries) = log.after(0) else {
+            panic!("all are kept")
+        };
+        assert!(entries.iter().map(|entry| entry.number).eq(1..=2000));
     }
 }

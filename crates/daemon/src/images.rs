@@ -156,12 +156,17 @@ impl ImageRoom {
         used: BTreeSet<Digest>,
     ) -> Result<(ImageRecord, bool), ImageError> {
         let content = Arc::clone(&self.content);
-        blocking(move || {
+        let (record, gone) = blocking(move || {
             let record = content.remove(&reference, &used)?;
             let gone = content.list()?.iter().all(|other| other.digest != record.digest);
             Ok((record, gone))
         })
-        .await
+        .await?;
+        if gone {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.remove(&record.digest.to_string());
+        }
+        Ok((record, gone))
     }
 }
 

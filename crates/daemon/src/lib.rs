@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use error::DaemonError;
 
-/// How long requests under way may take at the end, and then outstanding steps.
+/// How long requests under way may take at the end, and then plans under way.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How a run of the daemon ended.
@@ -51,7 +51,7 @@ pub enum Ending {
 /// # Errors
 /// When a room cannot be had; nothing of the API was served then.
 pub async fn run(config: config::Config, stop: CancellationToken) -> Result<Ending, DaemonError> {
-    let mut house = wiring::join(&config).await?;
+    let mut house = wiring::join(&config, stop.clone()).await?;
     let listener = server::bind(&config.api_socket)?;
     tracing::info!(socket = %config.api_socket.display(), "serving");
     let stopping = stop.clone();
@@ -59,6 +59,8 @@ pub async fn run(config: config::Config, stop: CancellationToken) -> Result<Endi
     let api = house.api.clone();
     serving.spawn(async move { server::serve(listener, api, stopping.cancelled_owned()).await });
     let ended = tokio::select! {
+        // First: what ends because it was asked to has not failed.
+        biased;
         () = stop.cancelled() => None,
         Some(ended) = house.tasks.join_next() => Some(ended.unwrap_or("a task that panicked")),
         Some(served) = serving.join_next() => {
@@ -72,20 +74,38 @@ pub async fn run(config: config::Config, stop: CancellationToken) -> Result<Endi
         tracing::error!(name, "a critical task ended");
     }
     stop.cancel();
-    let orderly = tokio::time::timeout(GRACE, async {
-        while serving.join_next().await.is_some() {}
-        house.instances.detach().await;
-    })
-    .await;
+    let orderly = let_go(&house, serving).await;
     if let Err(error) = std::fs::remove_file(&config.api_socket) {
         tracing::debug!(%error, "removing the socket");
     }
     Ok(match (ended, orderly) {
         (Some(name), _) => Ending::TaskEnded(name),
-        (None, Ok(())) => Ending::Asked,
-        (None, Err(_)) => Ending::Forced,
+        (None, true) => Ending::Asked,
+        (None, false) => Ending::Forced,
     })
 }
+
+/// The end, each part within its own grace, so that a client that does not go away keeps no guest from
+/// being let go of: the engine begins nothing more, requests under way are answered, and plans under way
+/// run to their ends. Whether all did.
+async fn let_go(house: &wiring::House, mut serving: tokio::task::JoinSet<Served>) -> bool {
+    let quiet = tokio::time::timeout(GRACE, house.engine.shut_down());
+    let answered = tokio::time::timeout(GRACE, async { while serving.join_next().await.is_some() {} });
+    let (quiet, answered) = tokio::join!(quiet, answered);
+    let detached = tokio::time::timeout(GRACE, house.instances.detach()).await;
+    for (what, ended) in [
+        ("engine", quiet.is_ok()),
+        ("api", answered.is_ok()),
+        ("instances", detached.is_ok()),
+    ] {
+        if !ended {
+            tracing::error!(what, "not ended within its grace");
+        }
+    }
+    quiet.is_ok() && answered.is_ok() && detached.is_ok()
+}
+
+type Served = Result<(), tonic::transport::Error>;
 
 /// Unpacks the guest kernel of a Debian package into the data directory; returns its release. Blocking.
 ///

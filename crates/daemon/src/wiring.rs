@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dormouse_cgroup::Hierarchy;
-use dormouse_conntrack::{Observer, ObserverConfig};
+use dormouse_conntrack::{Observations, Observer, ObserverConfig, ObserverHandle};
 use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
 use dormouse_hypervisor::{Accelerator, Driver, Probe};
 use dormouse_image::{GuestKernel, initrd};
@@ -22,15 +22,16 @@ use dormouse_instance::{Instances, Rooms};
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
-use dormouse_network::{AddressPool, DataPlane, NetworkConfig};
+use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
 use dormouse_store::Store;
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::config::{AcceleratorChoice, Config};
-use crate::engine::{EngineRooms, Watchbook, engine};
+use crate::engine::{EngineHandle, EngineRooms, Watchbook, engine};
 use crate::error::DaemonError;
 use crate::events::{EventLog, Happening};
 use crate::host;
@@ -46,17 +47,19 @@ pub type Tasks = JoinSet<&'static str>;
 pub struct House {
     /// The services.
     pub api: Api,
+    /// The engine, to be told of the end.
+    pub engine: EngineHandle,
     /// The instances, to let go of at the end.
     pub instances: Instances,
     /// Everything that runs.
     pub tasks: Tasks,
 }
 
-/// Joins the rooms.
+/// Joins the rooms. What streams to clients ends when `stop` is cancelled.
 ///
 /// # Errors
 /// The first room that cannot be had.
-pub async fn join(config: &Config) -> Result<House, DaemonError> {
+pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, DaemonError> {
     let ram = host::prepare(config)?;
     let mark = host::mark(&config.data_directory);
     let store = Store::open(&config.data_directory.join("dormouse.db")).await?;
@@ -65,77 +68,126 @@ pub async fn join(config: &Config) -> Result<House, DaemonError> {
     let probe = driver.probe().await?;
     let cgroups = Hierarchy::open(&format!("dormouse-{mark}"), &config.run_directory.join("cgroup"))?;
     let mut tasks = Tasks::new();
-
-    let network_config = network_config(config, &mark);
-    let pool = AddressPool::new(network_config.ipv4_pool, network_config.ipv6_prefix);
-    let gateways = Gateways {
-        ipv4: network_config.gateway_ipv4,
-        ipv6: network_config.gateway_ipv6,
-        mac: NetworkConfig::GATEWAY_MAC,
-    };
-    let (network, knocks, plane) = DataPlane::open(network_config).await?;
-    tasks.spawn(async move {
-        if let Err(error) = plane.run().await {
-            tracing::error!(error = %chain(&error), "data plane");
-        }
-        "data plane"
-    });
-
-    let namespace = open_namespace(config)?;
-    dormouse_conntrack::requirements::enable_events(namespace.as_deref())?;
-    let observer_config = ObserverConfig {
-        receive_buffer: config.receive_buffer,
-        ..ObserverConfig::standard(namespace)
-    };
-    let (observer, observer_handle, observations) = Observer::new(observer_config);
-    tasks.spawn(async move {
-        observer.run().await;
-        "observer"
-    });
-
+    let plane = open_plane(config, &mark, &mut tasks).await?;
+    let (observer, observations) = open_observer(config, &mut tasks)?;
     let holder = keeper::reach(&config.run_directory).await?;
     let vmm_namespace = Arc::new(host::vmm_namespace(&config.run_directory)?);
     let clock = Arc::new(Clock);
-    let watchbook = Arc::new(Watchbook::new(observer_handle.clone()));
+    let watchbook = Arc::new(Watchbook::new(observer.clone()));
     let host_facts = HostFacts::read();
-    let placement = match config.placement {
-        Placement::Auto => dormouse_instance::memory::default_placement(host_facts.swap),
-        chosen @ (Placement::Tmpfs | Placement::Spill | Placement::Disk) => chosen,
-    };
+    let placement = placement(config, &host_facts);
     let boot = guest_boot(config);
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
-    let layout = Layout {
-        data: config.data_directory.clone(),
-        run: config.run_directory.clone(),
-        ram,
-    };
-    let sleep_support = if probe.can.sleep {
-        SleepSupport::Able
-    } else {
-        SleepSupport::DriverCannot
-    };
+    let sleep_support = sleep_support(&probe);
     let rooms = Arc::new(Rooms {
         store: store.clone(),
         driver: Arc::new(driver),
         probe,
-        network: network.clone(),
+        network: plane.network.clone(),
         images: Arc::new(images.clone()),
         holder: Arc::new(holder),
         vmm_namespace,
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
-        layout,
+        layout: layout(config, ram),
         clock: Arc::clone(&clock),
-        pool,
+        pool: plane.pool,
         placement,
-        gateways,
+        gateways: plane.gateways,
         name_servers: config.name_servers.clone(),
         first_uid: config.first_uid,
         uid_count: config.uid_count,
         boot,
         boot_timeout: config.boot_timeout,
     });
-    let (instances, notices) = Instances::recover(Arc::clone(&rooms)).await?;
+    let instances = recover(Arc::clone(&rooms), &mut tasks).await?;
+    let engine_rooms = EngineRooms {
+        instances: instances.clone(),
+        observer,
+        observations,
+        knocks: plane.knocks,
+        network: plane.network,
+        store,
+        watchbook,
+        clock: Arc::clone(&clock),
+        sleep_support,
+    };
+    let engine = start_engine(config, engine_rooms, &mut tasks);
+    let events = start_event_log(&rooms, &instances, &mut tasks);
+    let api = Api::new(
+        instances.clone(),
+        images,
+        engine.clone(),
+        events,
+        Arc::new(facts),
+        stop,
+    );
+    Ok(House {
+        api,
+        instances,
+        engine,
+        tasks,
+    })
+}
+
+/// The data plane and what belongs to its configuration.
+struct Plane {
+    network: DataPlane,
+    knocks: KnockStream,
+    pool: AddressPool,
+    gateways: Gateways,
+}
+
+async fn open_plane(config: &Config, mark: &str, tasks: &mut Tasks) -> Result<Plane, DaemonError> {
+    let config = network_config(config, mark);
+    let pool = AddressPool::new(config.ipv4_pool, config.ipv6_prefix);
+    let gateways = Gateways {
+        ipv4: config.gateway_ipv4,
+        ipv6: config.gateway_ipv6,
+        mac: NetworkConfig::GATEWAY_MAC,
+    };
+    let (network, knocks, plane) = DataPlane::open(config).await?;
+    tasks.spawn(async move {
+        if let Err(error) = plane.run().await {
+            tracing::error!(error = %chain(&error), "data plane");
+        }
+        "data plane"
+    });
+    Ok(Plane {
+        network,
+        knocks,
+        pool,
+        gateways,
+    })
+}
+
+fn open_observer(config: &Config, tasks: &mut Tasks) -> Result<(ObserverHandle, Observations), DaemonError> {
+    let namespace = open_namespace(config)?;
+    dormouse_conntrack::requirements::enable_events(namespace.as_deref())?;
+    let observer_config = ObserverConfig {
+        receive_buffer: config.receive_buffer,
+        ..ObserverConfig::standard(namespace)
+    };
+    let (observer, handle, observations) = Observer::new(observer_config);
+    tasks.spawn(async move {
+        observer.run().await;
+        "observer"
+    });
+    Ok((handle, observations))
+}
+
+fn layout(config: &Config, ram: PathBuf) -> Layout {
+    Layout {
+        data: config.data_directory.clone(),
+        run: config.run_directory.clone(),
+        ram,
+    }
+}
+
+/// Recovers the instances, and then sweeps what bears our mark and is nobody's.
+async fn recover(rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, DaemonError> {
+    let network = rooms.network.clone();
+    let (instances, notices) = Instances::recover(rooms).await?;
     tasks.spawn(async move {
         notices.run().await;
         "instances"
@@ -144,46 +196,50 @@ pub async fn join(config: &Config) -> Result<House, DaemonError> {
         Ok(swept) => tracing::debug!(?swept, "data plane swept"),
         Err(error) => tracing::warn!(error = %chain(&error), "sweeping the data plane"),
     }
-
-    let engine_rooms = EngineRooms {
-        instances: instances.clone(),
-        observer: observer_handle,
-        observations,
-        knocks,
-        network,
-        store,
-        watchbook,
-        clock: Arc::clone(&clock),
-        sleep_support,
-    };
-    let (engine_task, engine_handle) = engine(engine_config(config), engine_rooms);
-    tasks.spawn(async move {
-        engine_task.run().await;
-        "engine"
-    });
-    let events = EventLog::new(u64::from_be_bytes(rooms.random()));
-    spawn_event_log(&mut tasks, &instances, &events, &clock);
-    let api = Api::new(instances.clone(), images, engine_handle, events, Arc::new(facts));
-    Ok(House {
-        api,
-        instances,
-        tasks,
-    })
+    Ok(instances)
 }
 
-fn spawn_event_log(tasks: &mut Tasks, instances: &Instances, events: &EventLog, clock: &Arc<Clock>) {
-    let (mut changes, log, clock) = (instances.events(), events.clone(), Arc::clone(clock));
+fn start_engine(config: &Config, rooms: EngineRooms, tasks: &mut Tasks) -> EngineHandle {
+    let (task, handle) = engine(engine_config(config), rooms);
+    tasks.spawn(async move {
+        task.run().await;
+        "engine"
+    });
+    handle
+}
+
+/// What `auto` means on this host.
+fn placement(config: &Config, host: &HostFacts) -> Placement {
+    match config.placement {
+        Placement::Auto => dormouse_instance::memory::default_placement(host.swap),
+        chosen @ (Placement::Tmpfs | Placement::Spill | Placement::Disk) => chosen,
+    }
+}
+
+fn sleep_support(probe: &Probe) -> SleepSupport {
+    if probe.can.sleep {
+        SleepSupport::Able
+    } else {
+        SleepSupport::DriverCannot
+    }
+}
+
+fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> EventLog {
+    let events = EventLog::new(u64::from_be_bytes(rooms.random()));
+    let (mut changes, log, clock) = (instances.events(), events.clone(), Arc::clone(&rooms.clock));
     tasks.spawn(async move {
         loop {
             match changes.recv().await {
                 Ok(event) => log.push(clock.wall(), Happening::Instance(event)),
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
                     tracing::warn!(missed, "events missed by the log");
+                    log.missed(missed);
                 }
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return "event log",
             }
         }
     });
+    events
 }
 
 fn qemu_config(config: &Config) -> QemuConfig {

@@ -5,7 +5,6 @@
 //! agent; effects go to [`crate::steps`]. There is no policy here: what is allowed when, and what comes
 //! next, is the machine's.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use dormouse_model::{Attempt, FailReason, MonoTime, State, WakeCause};
@@ -14,6 +13,7 @@ use tokio::task::JoinSet;
 
 use self::figures::Figures;
 use self::underway::Underway;
+use self::waiters::Waiters;
 use crate::agent::{AgentEvent, AgentLink, Origin};
 use crate::machine::{
     Answer, Asker, Effect, Exit, Input, Kept, Machine, Outcome, Phase, ProcessIdentity, Removal, Request,
@@ -27,6 +27,7 @@ use crate::view::{ExitInfo, InstanceEvent, InstanceView};
 
 mod figures;
 mod underway;
+mod waiters;
 
 pub(crate) use underway::Cut;
 
@@ -88,7 +89,7 @@ pub(crate) struct Actor {
     agent_sender: mpsc::Sender<AgentEvent>,
     agents: JoinSet<()>,
     chores: JoinSet<()>,
-    waiters: HashMap<Ticket, oneshot::Sender<Outcome>>,
+    waiters: Waiters,
     caller_attempts: Attempt,
     figures: Figures,
     gone: bool,
@@ -120,7 +121,7 @@ impl Actor {
             agent_sender,
             agents: JoinSet::new(),
             chores: JoinSet::new(),
-            waiters: HashMap::new(),
+            waiters: Waiters::default(),
             caller_attempts: Attempt(0),
             figures: Figures::default(),
             gone: false,
@@ -189,18 +190,11 @@ impl Actor {
                 reply,
             } => {
                 let ticket = self.ticket(attempt);
-                let (sender, outcome) = oneshot::channel();
                 let answer = self.machine.request(now, ticket, request, effects);
                 if answer == Answer::Accepted {
                     self.figures.asked(request, at);
                 }
-                match (request, answer) {
-                    // It brings the ticket of the sleep that it means, whose asker goes on waiting.
-                    (Request::CancelSleep { .. }, _) | (_, Answer::Refused(_)) => {}
-                    (_, Answer::Accepted | Answer::AlreadySo) => {
-                        self.waiters.insert(ticket, sender);
-                    }
-                }
+                let outcome = self.waiters.enter(ticket, request, answer);
                 // A caller who went away still gets what it asked for.
                 drop(reply.send(Asked { answer, outcome }));
             }
@@ -239,10 +233,7 @@ impl Actor {
             }
         }
         for (ticket, outcome) in ended {
-            if let Some(waiter) = self.waiters.remove(&ticket) {
-                // Nobody may be waiting any more.
-                drop(waiter.send(outcome));
-            }
+            self.waiters.tell(ticket, outcome);
         }
         if self.gone {
             let last = self.remembered.view.clone();
@@ -312,7 +303,12 @@ impl Actor {
             }
             Err(failure) => {
                 let why = failure.why();
-                tracing::warn!(instance_id = %id, step = name, why, "step failed");
+                if counts {
+                    tracing::warn!(instance_id = %id, step = name, why, "step failed");
+                } else {
+                    // Cut short, most of the time: a wake wanted the memory that was being copied.
+                    tracing::debug!(instance_id = %id, step = name, why, "step given up");
+                }
                 self.machine
                     .handle(now, Input::StepFailed { number, failure }, effects);
             }

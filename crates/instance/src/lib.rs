@@ -11,7 +11,6 @@
 //! |---|---|
 //! | [`machine`] | the lifecycle machine: state, admission, plans; no I/O, no clock |
 //! | [`adoption`] | what a workload is when a daemon starts, from its record and the host; pure |
-//! | [`addresses`] | the address allocator; pure |
 //! | [`memory`] | where a guest's RAM is, awake and asleep |
 //! | [`record`] | the durable record |
 //! | [`view`] | what others see |
@@ -21,7 +20,6 @@
 //! The machine owns the state. What it asks for comes as numbered steps, one at a time; records are
 //! among the steps, so that what is durable before what is visible in its plans.
 
-pub mod addresses;
 pub mod adoption;
 pub mod error;
 pub mod machine;

@@ -464,7 +464,8 @@ impl Daemon {
 
     /// Takes addresses for a new workload.
     pub fn allocate(&mut self, ground: &mut Ground, id: WorkloadId) -> Option<Addresses> {
-        let addresses = self.allocator.allocate(id).ok()?;
+        let addresses = self.pool.allocate().ok()?;
+        self.owned.insert(id, addresses);
         if let Some(other) = ground.kernel.route(addresses.ipv4.into()) {
             let what = format!(
                 "{id} gets {} while the link of {other} still has it",
@@ -494,7 +495,10 @@ impl Daemon {
     }
 
     pub(super) fn free_addresses(&mut self, id: WorkloadId) {
-        self.allocator.release(id);
+        if let Some(addresses) = self.owned.remove(&id) {
+            // Taken since it was given or claimed: the pool refuses only what is not of it.
+            drop(self.pool.release(addresses));
+        }
     }
 }
 

@@ -11,13 +11,13 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use dormouse_conntrack::{SyncConfig, SyncInput, SyncMachine};
-use dormouse_instance::addresses::Allocator;
 use dormouse_instance::adoption::{Facts, Presence};
 use dormouse_instance::machine::{
     Input as LifeInput, Limits, Machine, Phase, Request, Settings, SpillPolicy, Step, Ticket,
 };
 use dormouse_model::workload::{IdleRecord, SleepSupport};
-use dormouse_model::{Attempt, MonoTime, State, WorkloadId, WorkloadView};
+use dormouse_model::{Addresses, Attempt, MonoTime, State, WorkloadId, WorkloadView};
+use dormouse_network::AddressPool;
 use dormouse_standby::{Config, Engine, Input as EngineInput, Knock};
 use ipnet::{Ipv4Net, Ipv6Net};
 
@@ -151,7 +151,9 @@ pub struct Daemon {
     channel_scheduled: bool,
     reader_scheduled: bool,
     pub(crate) instances: BTreeMap<WorkloadId, Instance>,
-    allocator: Allocator,
+    pool: AddressPool,
+    /// Who has which of its addresses.
+    owned: BTreeMap<WorkloadId, Addresses>,
     work: VecDeque<Work>,
     /// Whether the last word to the engine was that sight is whole.
     told_clear: bool,
@@ -213,7 +215,8 @@ impl Daemon {
             channel_scheduled: false,
             reader_scheduled: false,
             instances: BTreeMap::new(),
-            allocator: Allocator::new(pool, prefix).ok()?,
+            pool: AddressPool::new(pool, prefix),
+            owned: BTreeMap::new(),
             work: VecDeque::new(),
             told_clear: false,
             listing_since: None,
@@ -250,7 +253,8 @@ impl Daemon {
             .collect();
         for (id, stored) in records {
             ground.tally.recovered += 1;
-            if let Err(error) = self.allocator.claim(id, stored.addresses) {
+            self.owned.insert(id, stored.addresses);
+            if let Err(error) = self.pool.claim(stored.addresses) {
                 ground.broken(Invariant::AddressesUnique, format!("{id}: {error}"));
             }
             let facts = facts(ground, id, &stored.life.phase);

@@ -18,14 +18,14 @@ const DEFAULT_DISK: Bytes = Bytes::gib(10);
 /// A field of a request that is wrong by itself.
 #[derive(Debug, thiserror::Error)]
 #[error("{field}: {what}")]
-pub struct FieldError {
+pub(super) struct FieldError {
     field: &'static str,
     what: String,
 }
 
 impl FieldError {
     /// `field` is wrong because of `what`.
-    pub fn new(field: &'static str, what: impl ToString) -> Self {
+    pub(super) fn new(field: &'static str, what: impl ToString) -> Self {
         Self {
             field,
             what: what.to_string(),
@@ -43,7 +43,7 @@ impl Fault for FieldError {
 }
 
 /// The API's word for a state.
-pub fn state_to_wire(state: State) -> v1::InstanceState {
+pub(super) fn state_to_wire(state: State) -> v1::InstanceState {
     match state {
         State::Stopped => v1::InstanceState::Stopped,
         State::Starting => v1::InstanceState::Starting,
@@ -60,7 +60,7 @@ pub fn state_to_wire(state: State) -> v1::InstanceState {
 }
 
 /// The state that a number on the wire means.
-pub fn state_from_wire(number: i32) -> Result<State, FieldError> {
+pub(super) fn state_from_wire(number: i32) -> Result<State, FieldError> {
     let wire = v1::InstanceState::try_from(number)
         .map_err(|_| FieldError::new("states", format!("{number} is no state")))?;
     State::ALL
@@ -70,7 +70,7 @@ pub fn state_from_wire(number: i32) -> Result<State, FieldError> {
 }
 
 /// The API's word for a placement that has been resolved.
-pub fn placement_to_wire(placement: Placement) -> v1::MemoryPlacement {
+pub(super) fn placement_to_wire(placement: Placement) -> v1::MemoryPlacement {
     match placement {
         Placement::Auto => v1::MemoryPlacement::Unspecified,
         Placement::Tmpfs => v1::MemoryPlacement::Tmpfs,
@@ -90,7 +90,7 @@ fn placement_from_wire(number: i32) -> Result<Placement, FieldError> {
 }
 
 /// A time on the wire.
-pub fn time_to_wire(time: WallTime) -> prost_types::Timestamp {
+pub(super) fn time_to_wire(time: WallTime) -> prost_types::Timestamp {
     let nanos = time.unix_nanos();
     prost_types::Timestamp {
         seconds: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
@@ -99,7 +99,7 @@ pub fn time_to_wire(time: WallTime) -> prost_types::Timestamp {
 }
 
 /// A duration on the wire.
-pub fn duration_to_wire(duration: Duration) -> prost_types::Duration {
+pub(super) fn duration_to_wire(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
@@ -107,7 +107,7 @@ pub fn duration_to_wire(duration: Duration) -> prost_types::Duration {
 }
 
 /// A duration from the wire; negative ones are refused.
-pub fn duration_from_wire(
+pub(super) fn duration_from_wire(
     field: &'static str,
     duration: Option<prost_types::Duration>,
 ) -> Result<Option<Duration>, FieldError> {
@@ -148,7 +148,7 @@ fn policy_to_wire(policy: &PolicySetting) -> Option<v1::StandbyPolicy> {
 }
 
 /// Checks a request for an instance. `fallback_name` is used when the caller chose none.
-pub fn create_from_wire(
+pub(super) fn create_from_wire(
     request: v1::CreateInstanceRequest,
     fallback_name: &str,
 ) -> Result<CreateRequest, FieldError> {
@@ -198,17 +198,17 @@ fn exit_to_wire(exit: &ExitInfo) -> v1::InstanceExit {
 
 /// What an instance needs on the wire beyond its view.
 #[derive(Debug, Clone, Default)]
-pub struct Extras {
+pub(super) struct Extras {
     /// The engine's view.
-    pub standby_status: Option<v1::StandbyStatus>,
+    pub(super) standby_status: Option<v1::StandbyStatus>,
     /// Bytes of host memory held.
-    pub memory_held: Bytes,
+    pub(super) memory_held: Bytes,
     /// What runs the processors.
-    pub accelerator: String,
+    pub(super) accelerator: String,
 }
 
 /// An instance on the wire.
-pub fn instance_to_wire(view: &InstanceView, extras: Extras) -> v1::Instance {
+pub(super) fn instance_to_wire(view: &InstanceView, extras: Extras) -> v1::Instance {
     let spec = &view.spec;
     let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
     v1::Instance {
@@ -257,7 +257,7 @@ pub fn instance_to_wire(view: &InstanceView, extras: Extras) -> v1::Instance {
 }
 
 /// An event on the wire.
-pub fn event_to_wire(event: &InstanceEvent, extras: Extras) -> v1::InstanceEvent {
+pub(super) fn event_to_wire(event: &InstanceEvent, extras: Extras) -> v1::InstanceEvent {
     let instance = Some(instance_to_wire(event.view(), extras));
     let unset = v1::InstanceState::Unspecified;
     let (change, previous) = match event {

@@ -123,7 +123,11 @@ impl ImageService for Api {
         let (api, reports) = (self.clone(), sender.clone());
         tasks.spawn(async move {
             let mut last: Option<(Phase, Instant)> = None;
+            let stop = api.stop.clone();
             let progress = move |progress: Progress| {
+                if stop.is_cancelled() {
+                    return ControlFlow::Break(());
+                }
                 let due = last.is_none_or(|(phase, at)| phase != progress.phase || at.elapsed() >= PACE);
                 if due {
                     last = Some((progress.phase, Instant::now()));
@@ -190,14 +194,15 @@ impl ImageService for Api {
         request: Request<v1::DeleteImageRequest>,
     ) -> Result<Response<v1::DeleteImageResponse>, Status> {
         let request = request.into_inner();
-        let work = async {
-            let used = self.used_images();
-            let (record, content_removed) = self
+        let api = self.clone();
+        let work = async move {
+            let used = api.used_images();
+            let (record, content_removed) = api
                 .images
                 .remove(request.image.clone(), used)
                 .await
                 .map_err(|error| status(&error))?;
-            self.image_happened(&record.digest, false);
+            api.image_happened(&record.digest, false);
             Ok(v1::DeleteImageResponse {
                 digest: record.digest.to_string(),
                 content_removed,

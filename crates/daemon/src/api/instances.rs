@@ -3,9 +3,9 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use dormouse_instance::InstanceError;
 use dormouse_instance::machine::Removal;
 use dormouse_instance::view::InstanceView;
-use dormouse_instance::{InstanceError, Instances};
 use dormouse_model::{Bytes, SleepTrigger, State};
 use dormouse_proto::v1;
 use dormouse_proto::v1::instance_service_server::InstanceService;
@@ -72,16 +72,17 @@ impl InstanceService for Api {
     ) -> Result<Response<v1::Instance>, Status> {
         let request = request.into_inner();
         let id = request.request_id.clone();
-        let work = async {
-            let taken = |name: &str| self.instances.find(name).is_ok();
-            let create = create_from_wire(request, &names::free(self.instances.seed(), taken))
+        let api = self.clone();
+        let work = async move {
+            let taken = |name: &str| api.instances.find(name).is_ok();
+            let create = create_from_wire(request, &names::free(api.instances.seed(), taken))
                 .map_err(|e| status(&e))?;
-            let view = self
+            let view = api
                 .instances
                 .create(create)
                 .await
                 .map_err(|error| status(&error))?;
-            Ok(self.full(&view).await)
+            Ok(api.full(&view).await)
         };
         self.repeats
             .once("CreateInstance", &id, work)
@@ -143,14 +144,15 @@ impl InstanceService for Api {
         request: Request<v1::StartInstanceRequest>,
     ) -> Result<Response<v1::Instance>, Status> {
         let request = request.into_inner();
-        let work = async {
-            let view = self.named(&request.instance, &request.etag)?;
-            let view = self
+        let api = self.clone();
+        let work = async move {
+            let view = api.named(&request.instance, &request.etag)?;
+            let view = api
                 .instances
                 .start(view.id)
                 .await
                 .map_err(|error| status(&error))?;
-            Ok(self.full(&view).await)
+            Ok(api.full(&view).await)
         };
         self.repeats
             .once("StartInstance", &request.request_id, work)
@@ -164,14 +166,15 @@ impl InstanceService for Api {
     ) -> Result<Response<v1::Instance>, Status> {
         let request = request.into_inner();
         let grace = duration_from_wire("timeout", request.timeout).map_err(|error| status(&error))?;
-        let work = async {
-            let view = self.named(&request.instance, &request.etag)?;
-            let view = self
+        let api = self.clone();
+        let work = async move {
+            let view = api.named(&request.instance, &request.etag)?;
+            let view = api
                 .instances
                 .stop(view.id, grace)
                 .await
                 .map_err(|error| status(&error))?;
-            Ok(self.full(&view).await)
+            Ok(api.full(&view).await)
         };
         self.repeats
             .once("StopInstance", &request.request_id, work)
@@ -189,14 +192,15 @@ impl InstanceService for Api {
         } else {
             SleepTrigger::Caller
         };
-        let work = async {
-            let view = self.named(&request.instance, &request.etag)?;
-            let view = self
+        let api = self.clone();
+        let work = async move {
+            let view = api.named(&request.instance, &request.etag)?;
+            let view = api
                 .instances
                 .standby(view.id, trigger)
                 .await
                 .map_err(|error| status(&error))?;
-            Ok(self.full(&view).await)
+            Ok(api.full(&view).await)
         };
         self.repeats
             .once("StandbyInstance", &request.request_id, work)
@@ -209,14 +213,15 @@ impl InstanceService for Api {
         request: Request<v1::WakeInstanceRequest>,
     ) -> Result<Response<v1::Instance>, Status> {
         let request = request.into_inner();
-        let work = async {
-            let view = self.named(&request.instance, &request.etag)?;
-            let view = self
+        let api = self.clone();
+        let work = async move {
+            let view = api.named(&request.instance, &request.etag)?;
+            let view = api
                 .instances
                 .wake(view.id)
                 .await
                 .map_err(|error| status(&error))?;
-            Ok(self.full(&view).await)
+            Ok(api.full(&view).await)
         };
         self.repeats
             .once("WakeInstance", &request.request_id, work)
@@ -229,8 +234,9 @@ impl InstanceService for Api {
         request: Request<v1::DeleteInstanceRequest>,
     ) -> Result<Response<v1::DeleteInstanceResponse>, Status> {
         let request = request.into_inner();
-        let work = async {
-            let view = self.named(&request.instance, &request.etag)?;
+        let api = self.clone();
+        let work = async move {
+            let view = api.named(&request.instance, &request.etag)?;
             let quiet = matches!(view.state, State::Stopped | State::Failed | State::Deleting);
             if !request.force && !quiet {
                 let error = InstanceError::NotStopped {
@@ -244,7 +250,7 @@ impl InstanceService for Api {
             } else {
                 Removal::Graceful
             };
-            self.instances
+            api.instances
                 .delete(view.id, removal)
                 .await
                 .map_err(|error| status(&error))?;
@@ -287,11 +293,11 @@ impl InstanceService for Api {
         let Some(id) = found else {
             return Ok(Response::new(v1::WaitInstanceResponse { instance: None }));
         };
-        let view = self
-            .instances
-            .wait(id, &states, request.deleted, limit)
-            .await
-            .map_err(|e| status(&e))?;
+        let wait = self.instances.wait(id, &states, request.deleted, limit);
+        let waited = self.stop.run_until_cancelled(wait).await;
+        let view = waited
+            .unwrap_or(Err(InstanceError::ShuttingDown))
+            .map_err(|error| status(&error))?;
         let instance = match view {
             Some(view) => Some(self.full(&view).await),
             None => None,
@@ -317,7 +323,7 @@ impl InstanceService for Api {
         let tail = request
             .tail
             .map(|lines| usize::try_from(lines).unwrap_or(usize::MAX));
-        let stream = logs::stream(path, tail, request.follow.then_some(ended));
+        let stream = logs::stream(path, tail, request.follow.then_some(ended), self.stop.clone());
         Ok(Response::new(Box::pin(stream)))
     }
 }

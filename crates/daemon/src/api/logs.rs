@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dormouse_instance::InstanceError;
 use dormouse_instance::view::InstanceView;
 use dormouse_model::State;
 use dormouse_proto::v1;
@@ -12,7 +13,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
+
+use super::status::status;
 
 /// Chunks that may wait for a slow client; reading waits when full.
 const CHUNKS: usize = 8;
@@ -27,17 +31,26 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Most bytes that are searched for the beginning of a tail.
 const TAIL_WINDOW: u64 = 1 << 20;
 
-/// The stream of a log. `follow` goes on until the instance has ended or is gone.
-pub fn stream(
+/// The stream of a log. `follow` goes on until the instance has ended or is gone, or until `stop`.
+pub(super) fn stream(
     path: PathBuf,
     tail: Option<usize>,
     follow: Option<watch::Receiver<InstanceView>>,
+    stop: CancellationToken,
 ) -> impl Stream<Item = Result<v1::LogChunk, Status>> {
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
+        let last = sender.clone();
         // A client that went away ends the task by closing the channel.
-        drop(pump(path, tail, follow, sender).await);
+        if stop
+            .run_until_cancelled(pump(path, tail, follow, sender))
+            .await
+            .is_none()
+        {
+            // Without room for it the client learns it from the connection.
+            drop(last.try_send(Err(status(&InstanceError::ShuttingDown))));
+        }
     });
     Owned::new(ReceiverStream::new(receiver), tasks)
 }

@@ -14,6 +14,7 @@ mod system;
 use std::sync::Arc;
 
 use dormouse_instance::Instances;
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineHandle;
 use crate::events::EventLog;
@@ -25,16 +26,19 @@ pub use status::code;
 /// What the services work with. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Api {
-    pub(crate) instances: Instances,
-    pub(crate) images: ImageRoom,
-    pub(crate) engine: EngineHandle,
-    pub(crate) events: EventLog,
-    pub(crate) facts: Arc<SystemFacts>,
-    pub(crate) repeats: Arc<repeats::Repeats>,
+    instances: Instances,
+    images: ImageRoom,
+    engine: EngineHandle,
+    events: EventLog,
+    facts: Arc<SystemFacts>,
+    repeats: repeats::Repeats,
+    /// The daemon goes down: streams end, or it would wait for their clients.
+    stop: CancellationToken,
 }
 
 impl Api {
-    /// The services over these rooms.
+    /// The services over these rooms. What streams to clients, and what waits for something to happen, ends
+    /// when `stop` is cancelled.
     #[must_use]
     pub fn new(
         instances: Instances,
@@ -42,6 +46,7 @@ impl Api {
         engine: EngineHandle,
         events: EventLog,
         facts: Arc<SystemFacts>,
+        stop: CancellationToken,
     ) -> Self {
         Self {
             instances,
@@ -49,7 +54,8 @@ impl Api {
             engine,
             events,
             facts,
-            repeats: Arc::default(),
+            repeats: repeats::Repeats::default(),
+            stop,
         }
     }
 }

@@ -11,7 +11,7 @@ const ANIMALS: [&str; 16] = [
 ];
 
 /// A name that is not taken: two words, and a number when those are used up. `seed` chooses.
-pub fn free(seed: u64, taken: impl Fn(&str) -> bool) -> String {
+pub(super) fn free(seed: u64, taken: impl Fn(&str) -> bool) -> String {
     let pick = |words: &[&'static str; 16], shift: u32| {
         let at = usize::try_from((seed >> shift) & 15).unwrap_or(0);
         words.get(at).copied().unwrap_or("quiet")

@@ -12,7 +12,7 @@ const DEFAULT: usize = 1000;
 const MOST: usize = 10_000;
 
 /// Cuts the page after `token` out of `all`, which is in the order of `key`.
-pub fn cut<T>(
+pub(super) fn cut<T>(
     all: Vec<T>,
     key: impl Fn(&T) -> String,
     size: u32,

@@ -87,14 +87,15 @@ impl StandbyService for Api {
 
     async fn hold(&self, request: Request<v1::HoldRequest>) -> Result<Response<v1::StandbyStatus>, Status> {
         let request = request.into_inner();
-        let work = async {
-            let view = self
+        let api = self.clone();
+        let work = async move {
+            let view = api
                 .instances
                 .find(&request.instance)
                 .map_err(|error| status(&error))?;
-            self.engine.hold(view.id).await.map_err(|error| status(&error))?;
-            let found = self.engine.status(view.id).await.ok_or_else(stopping)?;
-            Ok(self.standby_to_wire(&view, &found))
+            api.engine.hold(view.id).await.map_err(|error| status(&error))?;
+            let found = api.engine.status(view.id).await.ok_or_else(stopping)?;
+            Ok(api.standby_to_wire(&view, &found))
         };
         self.repeats
             .once("Hold", &request.request_id, work)

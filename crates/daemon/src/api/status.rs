@@ -57,7 +57,7 @@ const fn retry_word(retry: Retry) -> &'static str {
 
 /// The status of a fault: message with its causes, code, kind and retry advice in the trailers. A
 /// defect of ours is logged here, where it is handled, and told without its insides.
-pub fn status(fault: &dyn Fault) -> Status {
+pub(super) fn status(fault: &dyn Fault) -> Status {
     let kind = fault.kind();
     let message = if kind == Kind::Bug {
         tracing::error!(code = fault.code(), error = %chain(fault), "defect while serving a request");

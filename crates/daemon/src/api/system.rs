@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use dormouse_instance::InstanceError;
 use dormouse_model::{State, WorkloadId};
 use dormouse_proto::v1;
 use dormouse_proto::v1::system_service_server::SystemService;
@@ -16,7 +17,7 @@ use tonic::{Request, Response, Status};
 use super::Api;
 use super::convert::{Extras, FieldError, event_to_wire, placement_to_wire, state_to_wire, time_to_wire};
 use super::status::status;
-use crate::events::{Entry, Found, Happening};
+use crate::events::{Entry, Found, Happening, Position};
 use crate::system::{self, Verdict};
 
 /// Events that may wait for a slow client; the log keeps the rest.
@@ -131,7 +132,14 @@ impl SystemService for Api {
         let api = self.clone();
         tasks.spawn(async move {
             // The client went away: nothing is left to do.
-            drop(api.pump_events(position, only, sender).await);
+            let last = sender.clone();
+            let pumped = api
+                .stop
+                .run_until_cancelled(api.pump_events(position, only, sender));
+            if pumped.await.is_none() {
+                // Without room for it the client learns it from the connection.
+                drop(last.try_send(Err(status(&InstanceError::ShuttingDown))));
+            }
         });
         Ok(Response::new(Box::pin(super::logs::Owned::new(
             ReceiverStream::new(receiver),
@@ -145,11 +153,20 @@ type Sent = Result<(), mpsc::error::SendError<Result<v1::Event, Status>>>;
 impl Api {
     async fn pump_events(
         &self,
-        mut position: u64,
+        from: Position,
         only: Option<WorkloadId>,
         out: mpsc::Sender<Result<v1::Event, Status>>,
     ) -> Sent {
         let mut newest = self.events.newest();
+        let mut position = match from {
+            Position::After(position) => position,
+            Position::Foreign => {
+                let gap = v1::EventGap { missed: 0 };
+                out.send(Ok(self.event(0, None, v1::event::What::Gap(gap))))
+                    .await?;
+                0
+            }
+        };
         loop {
             newest.borrow_and_update();
             match self.events.after(position) {

@@ -202,7 +202,8 @@ impl RawConfig {
         }
     }
 
-    fn collect(&self, problems: &mut Collector) -> Config {
+    /// What no conversion below would find.
+    fn check(&self, problems: &mut Collector) {
         for (key, path) in [
             ("data_directory", &self.data_directory),
             ("run_directory", &self.run_directory),
@@ -211,8 +212,7 @@ impl RawConfig {
                 problems.fail(key, format!("{} is not an absolute path", path.display()));
             }
         }
-        let network = &self.network;
-        let prefix = &network.device_prefix;
+        let prefix = &self.network.device_prefix;
         if prefix.is_empty()
             || prefix.len() > 3
             || !prefix
@@ -224,7 +224,13 @@ impl RawConfig {
                 format!("{prefix:?} is not 1 to 3 of a-z and 0-9"),
             );
         }
-        let accelerator = match self.hypervisor.accelerator.as_str() {
+        if self.hypervisor.first_uid < 1000 {
+            problems.fail("hypervisor.first_uid", "must be at least 1000".to_owned());
+        }
+    }
+
+    fn accelerator(&self, problems: &mut Collector) -> AcceleratorChoice {
+        match self.hypervisor.accelerator.as_str() {
             "auto" => AcceleratorChoice::Auto,
             "kvm" => AcceleratorChoice::Kvm,
             "emulation" => AcceleratorChoice::Emulation,
@@ -235,10 +241,12 @@ impl RawConfig {
                 );
                 AcceleratorChoice::Auto
             }
-        };
-        if self.hypervisor.first_uid < 1000 {
-            problems.fail("hypervisor.first_uid", "must be at least 1000".to_owned());
         }
+    }
+
+    fn collect(&self, problems: &mut Collector) -> Config {
+        self.check(problems);
+        let network = &self.network;
         let name_servers: Vec<Option<IpAddr>> = network
             .name_servers
             .iter()
@@ -254,7 +262,7 @@ impl RawConfig {
             api_socket: some_path(&self.api.socket)
                 .unwrap_or_else(|| self.run_directory.join("dormoused.sock")),
             namespace: some_path(&network.namespace),
-            device_prefix: prefix.clone(),
+            device_prefix: network.device_prefix.clone(),
             ipv4_pool: problems.prefix("network.ipv4_pool", &network.ipv4_pool, 30, Ipv4Addr::UNSPECIFIED),
             ipv6_prefix: problems.prefix(
                 "network.ipv6_prefix",
@@ -268,7 +276,7 @@ impl RawConfig {
                 .unwrap_or_default(),
             name_servers: name_servers.into_iter().flatten().collect(),
             qemu: PathBuf::from(&self.hypervisor.qemu),
-            accelerator,
+            accelerator: self.accelerator(problems),
             first_uid: self.hypervisor.first_uid,
             uid_count: self.hypervisor.uid_count.max(1),
             kernel: some_path(&self.guest.kernel),
