@@ -2,7 +2,7 @@
 //! stays readable for ever, and this release still writes what it wrote when it was released.
 //!
 //! `tests/golden/vN/NAME.hex` is one frame. To add a release's files run this test once with
-//! `DORMOUSE_WRITE_GOLDEN=1`; existing files are never rewritten.
+//! `DORMOUSE_TEST_WRITE_GOLDEN=1`; existing files are never rewritten.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -139,7 +139,7 @@ fn unhex(text: &str) -> Vec<u8> {
 /// Compares `bytes` with the golden file and returns the file's.
 fn check_bytes(release: &str, name: &str, bytes: &[u8]) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{release}/{name}.hex"));
-    if std::env::var_os("DORMOUSE_WRITE_GOLDEN").is_some() && !path.exists() {
+    if std::env::var_os("DORMOUSE_TEST_WRITE_GOLDEN").is_some() && !path.exists() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, hex(bytes)).unwrap();
     }

@@ -1,8 +1,8 @@
 //! One real guest, in software emulation: kernel, initial file system, agent, root file system and
 //! writable disk as they are made here, and the agent's protocol on the port.
 //!
-//! Needs `DORMOUSE_GUEST_KERNEL` (a Debian kernel package, or a directory with vmlinuz and modules/)
-//! and `DORMOUSE_AGENT` (the agent, linked statically); `cargo xtask test` sets both.
+//! Needs `DORMOUSE_TEST_GUEST_KERNEL` (a Debian kernel package, or a directory with vmlinuz and modules/)
+//! and `DORMOUSE_TEST_AGENT` (the agent, linked statically); `cargo xtask test` sets both.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 

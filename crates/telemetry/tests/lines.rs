@@ -6,7 +6,7 @@ use std::process::Command;
 
 use dormouse_telemetry::{Format, TelemetryError, init};
 
-const CHILD: &str = "DORMOUSE_TELEMETRY_TEST_CHILD";
+const CHILD: &str = "DORMOUSE_TEST_TELEMETRY_TEST_CHILD";
 
 /// Not a test of its own: the process whose lines the next one reads.
 #[test]

@@ -173,7 +173,7 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
         figment = figment.merge(Toml::file(path));
     }
     figment
-        .merge(Env::prefixed("DORMOUSE_").ignore(&["host"]).split("__"))
+        .merge(Env::prefixed("DORMOUSE_").filter(|key| is_ours(key.as_str())).split("__"))
         .extract()
         .map_err(|errors| ConfigError {
             problems: errors
@@ -181,6 +181,13 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
                 .map(|error| Problem::new(&error.path.join("."), error.kind.to_string()))
                 .collect(),
         })
+}
+
+/// Whether a variable, its prefix gone, is meant for the daemon: the command line and the tests have
+/// some of their own. Any other that is no key is an error.
+fn is_ours(name: &str) -> bool {
+    !matches!(name, "host" | "HOST" | "commit" | "COMMIT")
+        && !name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("test_"))
 }
 
 #[cfg(test)]

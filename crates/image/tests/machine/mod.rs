@@ -39,11 +39,11 @@ pub fn parts(test: &str) -> Option<Parts> {
         println!("skipped: {test}: {why}");
         None
     };
-    let Some(kernel) = std::env::var_os("DORMOUSE_GUEST_KERNEL").map(PathBuf::from) else {
-        return skip("DORMOUSE_GUEST_KERNEL is not set");
+    let Some(kernel) = std::env::var_os("DORMOUSE_TEST_GUEST_KERNEL").map(PathBuf::from) else {
+        return skip("DORMOUSE_TEST_GUEST_KERNEL is not set");
     };
-    let Some(agent) = std::env::var_os("DORMOUSE_AGENT").map(PathBuf::from) else {
-        return skip("DORMOUSE_AGENT is not set");
+    let Some(agent) = std::env::var_os("DORMOUSE_TEST_AGENT").map(PathBuf::from) else {
+        return skip("DORMOUSE_TEST_AGENT is not set");
     };
     for (program, argument) in [
         ("qemu-system-x86_64", "--version"),
