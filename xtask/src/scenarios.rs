@@ -163,8 +163,9 @@ fn without_replies(lab: &Lab) -> Result<()> {
     packet_rules(
         lab,
         &format!(
-            "table inet lab {{ chain replies {{ type filter hook forward priority -10; ip saddr {address} tcp sport \
-             {TCP_PORT} drop; }} }}"
+            "add table inet lab\n\
+             add chain inet lab replies {{ type filter hook forward priority -10; }}\n\
+             add rule inet lab replies ip saddr {address} tcp sport {TCP_PORT} drop"
         ),
     )?;
     let to = guest.at(0, TCP_PORT);

@@ -155,6 +155,13 @@ pub(crate) fn cargo_test(filter: Option<&str>) -> Result<(Verdicts, bool)> {
         .current_dir(workspace())
         .stdin(Stdio::null())
         .env("CARGO_TERM_COLOR", "never");
+    if setup::is_root() {
+        // Tests that boot guests skip without these.
+        let kernel = setup::ensure_ready(setup::Need::Guests)?;
+        command
+            .env("DORMOUSE_TEST_GUEST_KERNEL", kernel.directory)
+            .env("DORMOUSE_TEST_AGENT", build::guest_binaries()?.agent);
+    }
     command
         .stdout(writer.try_clone().context("sharing a pipe")?)
         .stderr(writer);

@@ -15,8 +15,6 @@ use crate::memory::{GuestRam, Home, Sharing};
 use crate::view::{ExitInfo, InstanceView};
 
 mod messages;
-#[cfg(test)]
-pub(crate) mod tests;
 
 pub use messages::{
     ExitRecord, FailureRecord, InstanceRecord, MemoryRecord, PolicyRecord, ProcessRecord, SnapshotRecord,
@@ -415,3 +413,6 @@ impl Remembered {
         })
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
