@@ -43,16 +43,23 @@ struct CgroupMount {
 fn parse_mountinfo(text: &str) -> Vec<CgroupMount> {
     let mut found = Vec::new();
     for line in text.lines() {
-        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let Some((before, after)) = line.split_once(" - ") else {
+            continue;
+        };
         let mut tail = after.split(' ');
         let (kind, _source, options) = (tail.next(), tail.next(), tail.next().unwrap_or(""));
-        let Some(at) = before.split(' ').nth(4) else { continue };
+        let Some(at) = before.split(' ').nth(4) else {
+            continue;
+        };
         let version = match kind {
             Some("cgroup2") => Version::V2,
             Some("cgroup") if options.split(',').any(|o| o == "memory") => Version::V1Memory,
             _ => continue,
         };
-        found.push(CgroupMount { at: PathBuf::from(at.replace("\\040", " ")), version });
+        found.push(CgroupMount {
+            at: PathBuf::from(at.replace("\\040", " ")),
+            version,
+        });
     }
     found
 }
@@ -64,8 +71,10 @@ impl Hierarchy {
     /// # Errors
     /// When no hierarchy can be had or written to.
     pub fn open(name: &str, fallback_mount: &Path) -> Result<Self, CgroupError> {
-        let text = fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|source| CgroupError::Read { path: PathBuf::from("/proc/self/mountinfo"), source })?;
+        let text = fs::read_to_string("/proc/self/mountinfo").map_err(|source| CgroupError::Read {
+            path: PathBuf::from("/proc/self/mountinfo"),
+            source,
+        })?;
         let mut mounts = parse_mountinfo(&text);
         mounts.sort_by_key(|m| m.version != Version::V2);
         let chosen = match mounts.into_iter().next() {
@@ -74,7 +83,10 @@ impl Hierarchy {
         };
         let root = chosen.at.join(name);
         make_directory(&root)?;
-        Ok(Self { version: chosen.version, root })
+        Ok(Self {
+            version: chosen.version,
+            root,
+        })
     }
 
     /// Which interface the hierarchy speaks.
@@ -104,7 +116,10 @@ impl Hierarchy {
     /// # Errors
     /// When the directory cannot be listed.
     pub fn names(&self) -> Result<Vec<String>, CgroupError> {
-        let fail = |source| CgroupError::Read { path: self.root.clone(), source };
+        let fail = |source| CgroupError::Read {
+            path: self.root.clone(),
+            source,
+        };
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(fail)? {
             let entry = entry.map_err(fail)?;
@@ -126,18 +141,31 @@ impl Hierarchy {
 
 /// Mounts the unified hierarchy where nobody else did.
 fn mount_v2(at: &Path) -> Result<CgroupMount, CgroupError> {
-    fs::create_dir_all(at).map_err(|source| CgroupError::Write { path: at.to_owned(), source })?;
+    fs::create_dir_all(at).map_err(|source| CgroupError::Write {
+        path: at.to_owned(),
+        source,
+    })?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some(MOUNT_SOURCE), at, Some("cgroup2"), flags, None::<&str>)
-        .map_err(|errno| CgroupError::Mount { path: at.to_owned(), source: errno.into() })?;
-    Ok(CgroupMount { at: at.to_owned(), version: Version::V2 })
+    mount(Some(MOUNT_SOURCE), at, Some("cgroup2"), flags, None::<&str>).map_err(|errno| {
+        CgroupError::Mount {
+            path: at.to_owned(),
+            source: errno.into(),
+        }
+    })?;
+    Ok(CgroupMount {
+        at: at.to_owned(),
+        version: Version::V2,
+    })
 }
 
 fn make_directory(path: &Path) -> Result<(), CgroupError> {
     match fs::create_dir(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(source) => Err(CgroupError::Write { path: path.to_owned(), source }),
+        Err(source) => Err(CgroupError::Write {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -145,7 +173,10 @@ fn remove_directory(path: &Path) -> Result<(), CgroupError> {
     match fs::remove_dir(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(CgroupError::Write { path: path.to_owned(), source }),
+        Err(source) => Err(CgroupError::Write {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -162,7 +193,10 @@ impl Group {
     /// When the group is gone.
     pub fn entrance(&self) -> Result<File, CgroupError> {
         let path = self.path.join("cgroup.procs");
-        OpenOptions::new().write(true).open(&path).map_err(|source| CgroupError::Write { path, source })
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .map_err(|source| CgroupError::Write { path, source })
     }
 
     /// The pids in the group.
@@ -255,7 +289,13 @@ mod tests {
         let found = parse_mountinfo(hybrid);
         assert_eq!(found.len(), 2);
         assert_eq!(found[0].version, Version::V1Memory);
-        assert_eq!(found[1], CgroupMount { at: "/sys/fs/cgroup/unified".into(), version: Version::V2 });
+        assert_eq!(
+            found[1],
+            CgroupMount {
+                at: "/sys/fs/cgroup/unified".into(),
+                version: Version::V2
+            }
+        );
         assert!(parse_mountinfo("").is_empty());
     }
 

@@ -9,8 +9,9 @@
 //! own. The engine subscribes to changes before it lists instances. The API opens last: a request never
 //! meets a half-recovered daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_cgroup::Hierarchy;
 use dormouse_conntrack::{Observations, Observer, ObserverConfig, ObserverHandle};
@@ -23,7 +24,7 @@ use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
 use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
-use dormouse_store::Store;
+use dormouse_store::{Store, StoreError};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
 use tokio::task::JoinSet;
@@ -38,6 +39,10 @@ use crate::host;
 use crate::images::ImageRoom;
 use crate::keeper;
 use crate::system::{HostFacts, SystemFacts};
+
+/// How often the store's lock is tried, and the pause between.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// The tasks without which the daemon is of no use: when one ends, the daemon does.
 pub type Tasks = JoinSet<&'static str>;
@@ -62,7 +67,7 @@ pub struct House {
 pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, DaemonError> {
     let ram = host::prepare(config)?;
     let mark = host::mark(&config.data_directory);
-    let store = Store::open(&config.data_directory.join("dormouse.db")).await?;
+    let store = open_store(&config.data_directory.join("dormouse.db")).await?;
     let images = ImageRoom::open(&config.data_directory, store.clone()).await?;
     let driver = QemuDriver::new(qemu_config(config));
     let probe = driver.probe().await?;
@@ -242,6 +247,18 @@ fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> E
     events
 }
 
+/// Opens the store, waiting a little for its lock: a daemon that was killed holds it until the kernel has
+/// taken it apart, and whoever starts the next one should not have to know that.
+async fn open_store(path: &Path) -> Result<Store, StoreError> {
+    for _ in 1..LOCK_TRIES {
+        match Store::open(path).await {
+            Err(StoreError::Locked { .. }) => tokio::time::sleep(LOCK_PAUSE).await,
+            opened => return opened,
+        }
+    }
+    Store::open(path).await
+}
+
 fn qemu_config(config: &Config) -> QemuConfig {
     let accelerator = match config.accelerator {
         AcceleratorChoice::Auto => dormouse_hypervisor::qemu::AcceleratorChoice::Auto,
@@ -260,7 +277,7 @@ fn qemu_config(config: &Config) -> QemuConfig {
 }
 
 /// A bare name is looked for on the path; a path is taken as it is.
-fn which(program: &std::path::Path) -> PathBuf {
+fn which(program: &Path) -> PathBuf {
     if program.components().count() > 1 {
         return program.to_owned();
     }

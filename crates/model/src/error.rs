@@ -115,8 +115,13 @@ pub enum Retry {
 
 impl Retry {
     /// Every advice.
-    pub const ALL: [Self; 5] =
-        [Self::Never, Self::WithBackoff, Self::AfterReading, Self::AfterStateChange, Self::CallerDecides];
+    pub const ALL: [Self; 5] = [
+        Self::Never,
+        Self::WithBackoff,
+        Self::AfterReading,
+        Self::AfterStateChange,
+        Self::CallerDecides,
+    ];
 
     /// The name on the API: lower case with underscores.
     #[must_use]

@@ -76,7 +76,10 @@ impl FromStr for WorkloadId {
         }
         let mut bits: u128 = 0;
         for (at, byte) in text.bytes().enumerate() {
-            let digit = ALPHABET.iter().position(|&known| known == byte).ok_or(IdError::Digit { at })?;
+            let digit = ALPHABET
+                .iter()
+                .position(|&known| known == byte)
+                .ok_or(IdError::Digit { at })?;
             // 26 digits hold 130 bits: the first may only be 0 to 7.
             if at == 0 && digit > 7 {
                 return Err(IdError::Digit { at });
@@ -251,7 +254,12 @@ mod tests {
         let early = WorkloadId::new(WallTime::from_unix_nanos(1_000_000_000), [9; 10]);
         let late = WorkloadId::new(WallTime::from_unix_nanos(2_000_000_000_000), [0; 10]);
         assert!(early < late && early.to_string() < late.to_string());
-        for id in [early, late, WorkloadId::from_bits(0), WorkloadId::from_bits(u128::MAX)] {
+        for id in [
+            early,
+            late,
+            WorkloadId::from_bits(0),
+            WorkloadId::from_bits(u128::MAX),
+        ] {
             assert_eq!(id.to_string().parse(), Ok(id));
             assert_eq!(id.mark().len(), 10);
         }

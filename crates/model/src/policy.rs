@@ -66,12 +66,19 @@ impl RawPolicy {
         if text.is_empty() {
             return Err(PolicyError::TimeoutMissing);
         }
-        let idle_timeout =
-            parse_duration(text).map_err(|_| PolicyError::TimeoutUnreadable { text: text.to_owned() })?;
+        let idle_timeout = parse_duration(text).map_err(|_| PolicyError::TimeoutUnreadable {
+            text: text.to_owned(),
+        })?;
         let mut ignore_sources = Vec::new();
-        for text in self.ignore_sources.iter().map(|s| s.trim()).filter(|s| !s.is_empty()) {
-            let prefix: IpNet =
-                text.parse().map_err(|_| PolicyError::PrefixUnreadable { text: text.to_owned() })?;
+        for text in self
+            .ignore_sources
+            .iter()
+            .map(|s| s.trim())
+            .filter(|s| !s.is_empty())
+        {
+            let prefix: IpNet = text.parse().map_err(|_| PolicyError::PrefixUnreadable {
+                text: text.to_owned(),
+            })?;
             ignore_sources.push(prefix.trunc());
         }
         let mut ignore_ports = Vec::new();
@@ -103,7 +110,11 @@ impl StandbyPolicy {
         ignore_sources.dedup();
         ignore_ports.sort_unstable();
         ignore_ports.dedup();
-        Ok(Self { idle_timeout, ignore_sources, ignore_ports })
+        Ok(Self {
+            idle_timeout,
+            ignore_sources,
+            ignore_ports,
+        })
     }
 
     /// How long without a live inbound flow until sleep.

@@ -45,7 +45,9 @@ impl FromStr for MacAddress {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
-        let wrong = || SpecError::MacUnreadable { text: text.to_owned() };
+        let wrong = || SpecError::MacUnreadable {
+            text: text.to_owned(),
+        };
         let mut bytes = [0_u8; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
@@ -95,7 +97,9 @@ impl FromStr for Placement {
             "tmpfs" => Ok(Self::Tmpfs),
             "spill" => Ok(Self::Spill),
             "disk" => Ok(Self::Disk),
-            _ => Err(SpecError::PlacementUnknown { text: text.to_owned() }),
+            _ => Err(SpecError::PlacementUnknown {
+                text: text.to_owned(),
+            }),
         }
     }
 }
@@ -160,7 +164,11 @@ impl InstanceSpec {
                 return Err(SpecError::EnvironmentKey { key: key.clone() });
             }
         }
-        let texts = self.entrypoint.iter().chain(&self.command).chain(self.environment.values());
+        let texts = self
+            .entrypoint
+            .iter()
+            .chain(&self.command)
+            .chain(self.environment.values());
         for text in texts.chain(&self.working_directory).chain(&self.user) {
             if text.contains('\0') {
                 return Err(SpecError::NulByte { text: text.clone() });

@@ -66,7 +66,8 @@ impl State {
     #[must_use]
     pub const fn successors(self) -> &'static [Self] {
         use State::{
-            Deleting, Dozing, Failed, Initializing, Running, Sleeping, Standby, Starting, Stopped, Stopping, Waking,
+            Deleting, Dozing, Failed, Initializing, Running, Sleeping, Standby, Starting, Stopped, Stopping,
+            Waking,
         };
         match self {
             Stopped => &[Starting, Deleting],
@@ -146,7 +147,9 @@ impl FromStr for State {
         Self::ALL
             .into_iter()
             .find(|state| state.as_str() == text)
-            .ok_or_else(|| StateError { text: text.to_owned() })
+            .ok_or_else(|| StateError {
+                text: text.to_owned(),
+            })
     }
 }
 
@@ -205,15 +208,28 @@ mod tests {
     fn the_table_has_the_properties_that_others_rely_on() {
         for state in State::ALL {
             assert!(!state.may_become(state), "{state} to itself is not a transition");
-            assert_eq!(state.may_become(State::Deleting), state != State::Deleting, "delete works in {state}");
+            assert_eq!(
+                state.may_become(State::Deleting),
+                state != State::Deleting,
+                "delete works in {state}"
+            );
             // Never two copies: a process is made only by Starting and Waking.
             for next in state.successors() {
                 if next.has_process() && !state.has_process() {
-                    assert!(matches!(next, State::Starting | State::Waking), "{state} to {next}");
+                    assert!(
+                        matches!(next, State::Starting | State::Waking),
+                        "{state} to {next}"
+                    );
                 }
             }
         }
-        assert!(!State::Standby.may_become(State::Running), "a wake is never skipped");
-        assert!(!State::Running.may_become(State::Standby), "a commit is never skipped");
+        assert!(
+            !State::Standby.may_become(State::Running),
+            "a wake is never skipped"
+        );
+        assert!(
+            !State::Running.may_become(State::Standby),
+            "a commit is never skipped"
+        );
     }
 }

@@ -66,16 +66,22 @@ impl WallTime {
 /// # Errors
 /// When the text is empty, has a part without a known unit, or overflows.
 pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
-    let fail = || DurationError { text: text.to_owned() };
+    let fail = || DurationError {
+        text: text.to_owned(),
+    };
     let mut rest = text.trim();
     if rest.is_empty() {
         return Err(fail());
     }
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(fail)?;
+        let number_end = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .ok_or_else(fail)?;
         let (number, tail) = rest.split_at(number_end);
-        let unit_end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(tail.len());
         let (unit, next) = tail.split_at(unit_end);
         let nanos_per_unit: u64 = match unit {
             "ns" => 1,
@@ -124,8 +130,16 @@ pub fn format_duration(duration: Duration) -> String {
             return format!("{}{unit}", nanos / unit_nanos);
         }
         let seconds = nanos / unit_nanos;
-        let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
-        return parts.iter().filter(|(n, _)| *n > 0).map(|(n, u)| format!("{n}{u}")).collect();
+        let parts = [
+            (seconds / 3600, "h"),
+            (seconds / 60 % 60, "m"),
+            (seconds % 60, "s"),
+        ];
+        return parts
+            .iter()
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, u)| format!("{n}{u}"))
+            .collect();
     }
     format!("{nanos}ns")
 }
@@ -154,7 +168,10 @@ impl fmt::Display for WallTime {
         let millis = self.0 / 1_000_000 % 1000;
         let (year, month, day) = civil_date(seconds / 86_400);
         let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z"
+        )
     }
 }
 
@@ -167,7 +184,11 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
@@ -195,12 +216,18 @@ mod tests {
             ("1.2.3s", None),
             ("9999999999999h", None),
         ] {
-            let got = parse_duration(text).ok().map(|d| u64::try_from(d.as_millis()).unwrap());
+            let got = parse_duration(text)
+                .ok()
+                .map(|d| u64::try_from(d.as_millis()).unwrap());
             assert_eq!(got, want_millis, "{text:?}");
         }
-        for (nanos, text) in
-            [(0, "0s"), (300_000_000_000, "5m"), (5_430_000_000_000, "1h30m30s"), (1_500_000_000, "1500ms"), (7, "7ns")]
-        {
+        for (nanos, text) in [
+            (0, "0s"),
+            (300_000_000_000, "5m"),
+            (5_430_000_000_000, "1h30m30s"),
+            (1_500_000_000, "1500ms"),
+            (7, "7ns"),
+        ] {
             assert_eq!(format_duration(Duration::from_nanos(nanos)), text);
             assert_eq!(parse_duration(text).unwrap(), Duration::from_nanos(nanos));
         }
@@ -214,7 +241,10 @@ mod tests {
             (1_795_172_732, "2026-11-20T11:05:32.000Z"),
             (4_102_444_799, "2099-12-31T23:59:59.000Z"),
         ] {
-            assert_eq!(WallTime::from_unix_nanos(seconds * 1_000_000_000).to_string(), text);
+            assert_eq!(
+                WallTime::from_unix_nanos(seconds * 1_000_000_000).to_string(),
+                text
+            );
         }
     }
 }

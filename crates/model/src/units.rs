@@ -49,18 +49,28 @@ impl FromStr for Bytes {
     /// 512MB` to get 488 MiB.
     fn from_str(text: &str) -> Result<Self, SizeError> {
         let trimmed = text.trim();
-        let digits_end = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+        let digits_end = trimmed
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(trimmed.len());
         let (digits, unit) = trimmed.split_at(digits_end);
-        let number: u64 = digits.parse().map_err(|_| SizeError { text: text.to_owned() })?;
+        let number: u64 = digits.parse().map_err(|_| SizeError {
+            text: text.to_owned(),
+        })?;
         let shift = match unit.trim().to_ascii_lowercase().as_str() {
             "" | "b" => 0,
             "k" | "kb" | "kib" => 10,
             "m" | "mb" | "mib" => 20,
             "g" | "gb" | "gib" => 30,
             "t" | "tb" | "tib" => 40,
-            _ => return Err(SizeError { text: text.to_owned() }),
+            _ => {
+                return Err(SizeError {
+                    text: text.to_owned(),
+                });
+            }
         };
-        number.checked_mul(1 << shift).map(Self).ok_or_else(|| SizeError { text: text.to_owned() })
+        number.checked_mul(1 << shift).map(Self).ok_or_else(|| SizeError {
+            text: text.to_owned(),
+        })
     }
 }
 

@@ -173,7 +173,11 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
         figment = figment.merge(Toml::file(path));
     }
     figment
-        .merge(Env::prefixed("DORMOUSE_").filter(|key| is_ours(key.as_str())).split("__"))
+        .merge(
+            Env::prefixed("DORMOUSE_")
+                .filter(|key| is_ours(key.as_str()))
+                .split("__"),
+        )
         .extract()
         .map_err(|errors| ConfigError {
             problems: errors
@@ -187,7 +191,9 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
 /// some of their own. Any other that is no key is an error.
 fn is_ours(name: &str) -> bool {
     !matches!(name, "host" | "HOST" | "commit" | "COMMIT")
-        && !name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("test_"))
+        && !name
+            .get(..5)
+            .is_some_and(|start| start.eq_ignore_ascii_case("test_"))
 }
 
 #[cfg(test)]

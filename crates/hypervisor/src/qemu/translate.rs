@@ -189,7 +189,9 @@ fn kernel_command_line(own: &str, execution: Execution) -> String {
         Execution::Emulation { tsc_khz } => {
             let own = own.trim_end();
             let blank = if own.is_empty() { "" } else { " " };
-            format!("{own}{blank}tsc_early_khz={tsc_khz} tsc=reliable no_timer_check random.trust_cpu=on mitigations=off")
+            format!(
+                "{own}{blank}tsc_early_khz={tsc_khz} tsc=reliable no_timer_check random.trust_cpu=on mitigations=off"
+            )
         }
     }
 }
