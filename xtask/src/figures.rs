@@ -186,7 +186,9 @@ impl Figures {
             .unwrap_or(0);
         Self {
             bench: bench.to_owned(),
-            commit: git(&["rev-parse", "HEAD"]).unwrap_or_else(|| "unknown".to_owned()),
+            commit: git(&["rev-parse", "HEAD"])
+                .or_else(|| head_commit(&crate::build::workspace().join(".git")))
+                .unwrap_or_else(|| "unknown".to_owned()),
             dirty: git(&["status", "--porcelain"]).is_none_or(|text| !text.is_empty()),
             host: Host {
                 cpus: std::thread::available_parallelism().map_or(0, usize::from),
@@ -345,6 +347,20 @@ fn git(arguments: &[&str]) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// The commit that HEAD names, where there is no git to ask (gitrepository-layout(5)).
+fn head_commit(repository: &Path) -> Option<String> {
+    let head = std::fs::read_to_string(repository.join("HEAD")).ok()?;
+    let Some(reference) = head.trim().strip_prefix("ref: ") else {
+        return Some(head.trim().to_owned());
+    };
+    if let Ok(commit) = std::fs::read_to_string(repository.join(reference)) {
+        return Some(commit.trim().to_owned());
+    }
+    let packed = std::fs::read_to_string(repository.join("packed-refs")).ok()?;
+    let line = packed.lines().find(|line| line.ends_with(reference))?;
+    line.split(' ').next().map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,6 +375,19 @@ mod tests {
             assert!((samples.quantile(q) - want).abs() < 1e-9);
         }
         assert!(Samples::default().quantile(0.5).is_nan());
+    }
+
+    #[test]
+    fn the_commit_is_found_without_git() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path();
+        assert_eq!(head_commit(root), None);
+        std::fs::write(root.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+        std::fs::write(root.join("packed-refs"), "# pack-refs\nabc refs/heads/main\n").unwrap();
+        assert_eq!(head_commit(root).as_deref(), Some("abc"));
+        std::fs::create_dir_all(root.join("refs/heads")).unwrap();
+        std::fs::write(root.join("refs/heads/main"), "def\n").unwrap();
+        assert_eq!(head_commit(root).as_deref(), Some("def"));
     }
 
     #[test]

@@ -123,7 +123,9 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
-    match lab::watch_interrupts().and_then(|()| run(Arguments::parse().task)) {
+    let outcome = lab::watch_interrupts().and_then(|()| run(Arguments::parse().task));
+    lab::leave_to_interrupt();
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error:#}");

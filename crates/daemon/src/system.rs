@@ -182,7 +182,7 @@ fn check_guest_kernel(facts: &SystemFacts) -> Check {
             "guest_kernel",
             Verdict::Failed,
             why.clone(),
-            "run: dormouse setup",
+            "run: dormoused --unpack-kernel PACKAGE.deb, with a Debian cloud kernel package",
         ),
     }
 }
@@ -318,7 +318,7 @@ fn check_neighbours() -> Vec<Check> {
                 name,
                 Verdict::Warning,
                 format!("at most {most}, for all sleepers and the host's own neighbours together"),
-                "dormouse setup raises net.*.neigh.default.gc_thresh1-3 above the number of sleepers",
+                "raise net.ipv4.neigh.default.gc_thresh1-3 and those of ipv6 above twice the number of sleepers",
             ),
             None => check(
                 name,

@@ -77,7 +77,7 @@ pub enum NetworkError {
     /// The host drops packets whose way back is another device than the one they came by.
     #[error(
         "net.ipv4.conf.all.rp_filter is 1, which drops what a sleeper is woken for: \
-         run `dormouse setup`, or set it to 0 or 2"
+         set it to 0 or 2"
     )]
     SourceCheckStrict,
     /// IPv6 is switched off here.

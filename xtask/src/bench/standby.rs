@@ -31,6 +31,9 @@ pub(crate) fn run(rounds: usize, json: Option<&Path>) -> Result<ExitCode> {
             for rival in &mut rivals {
                 rival.wake(&lab, round)?;
                 rival.sleep()?;
+                // What a rival copied is still on its way to the disk: it must not be billed to whoever
+                // measures next.
+                nix::unistd::sync();
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use dormouse_client::{Client, HostAddress, v1};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::pidfd::PidFd;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
@@ -23,6 +25,9 @@ use super::{tick, wait_exit};
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// How long removing all instances through the API may take.
 const DELETE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Set once the interrupting thread removes everything and ends the process.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Labs that live, for Ctrl-C.
 static LIVING: Mutex<Vec<Arc<Footprint>>> = Mutex::new(Vec::new());
@@ -50,8 +55,8 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Footprint {
     /// Names everything after this process, and has Ctrl-C remove it.
     pub(crate) fn claim() -> Result<Arc<Self>> {
-        static LABS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = LABS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        static LABS: AtomicU32 = AtomicU32::new(0);
+        let number = LABS.fetch_add(1, Ordering::Relaxed);
         let name = format!("dormouse-lab-{}-{number}", std::process::id());
         // Above the default range of the daemon; 64 ids a lab, chosen by the process id.
         let first = 0x1000_0000 + (std::process::id() % 100_000) * 1024 + (number % 16) * 64;
@@ -278,7 +283,11 @@ impl Footprint {
 
     fn unmount(&self) -> Result<()> {
         for path in self.mounts()? {
-            umount2(&path, MntFlags::MNT_DETACH).with_context(|| format!("unmounting {}", path.display()))?;
+            match umount2(&path, MntFlags::MNT_DETACH) {
+                // One above it took it along, or the daemon did meanwhile.
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+                Err(errno) => return Err(errno).with_context(|| format!("unmounting {}", path.display())),
+            }
         }
         Ok(())
     }
@@ -331,6 +340,14 @@ impl Footprint {
     }
 }
 
+/// Blocks for good once the process is being ended: what the main thread's work fails with then is the
+/// removal's doing, and returning would end the process before it is complete.
+pub(crate) fn leave_to_interrupt() {
+    while INTERRUPTED.load(Ordering::Acquire) {
+        std::thread::park();
+    }
+}
+
 /// Has Ctrl-C and SIGTERM remove every lab before this process ends.
 #[allow(
     clippy::exit,
@@ -353,6 +370,7 @@ pub(crate) fn watch_interrupts() -> Result<()> {
         runtime.block_on(async {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
         });
+        INTERRUPTED.store(true, Ordering::Release);
         let living = locked(&LIVING).clone();
         if !living.is_empty() {
             eprintln!("xtask: interrupted; removing what was made");

@@ -35,7 +35,7 @@ use crate::setup::{self, GuestKernel, Need};
 use footprint::{Footprint, locked};
 
 pub(crate) use counters::{Retransmits, checksum_errors, dropped_by_devices};
-pub(crate) use footprint::watch_interrupts;
+pub(crate) use footprint::{leave_to_interrupt, watch_interrupts};
 pub(crate) use guest::{COMMAND_PORT, Guest, GuestSpec, TCP_PORT, UDP_PORT};
 pub(crate) use link::Links;
 pub(crate) use measure::{Answer, ask, ask_for_line, http_get};
@@ -138,6 +138,7 @@ pub(crate) struct Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        leave_to_interrupt();
         for problem in self.footprint.remove() {
             eprintln!("xtask: {problem}");
         }
@@ -185,7 +186,7 @@ impl Lab {
         join_namespaces(&host, &client)
     }
 
-    /// Where the daemon looks for what `dormouse setup` unpacked.
+    /// Where the daemon looks for what `dormoused --unpack-kernel` unpacked.
     fn place_kernel(&self) -> Result<()> {
         let kernel = &self.parts.kernel;
         let place = self.footprint.data.join("guest").join(&kernel.release);

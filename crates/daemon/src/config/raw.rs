@@ -76,10 +76,9 @@ pub struct RawHypervisor {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawGuest {
-    /// A kernel image; empty means the one that `dormouse setup` unpacked into the data directory.
+    /// A directory with a kernel and its modules; empty means the one that `dormoused --unpack-kernel` made in
+    /// the data directory.
     pub kernel: String,
-    /// The modules that belong to it; empty means beside the unpacked kernel.
-    pub modules: String,
     /// The agent that is the init of guests; empty means `dormouse-agent` beside the daemon.
     pub agent: String,
     /// How long a guest may take from launch until its agent says that it is ready.
@@ -135,7 +134,6 @@ impl Default for RawConfig {
             },
             guest: RawGuest {
                 kernel: String::new(),
-                modules: String::new(),
                 agent: String::new(),
                 boot_timeout: "120s".to_owned(),
             },

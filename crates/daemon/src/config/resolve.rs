@@ -54,10 +54,8 @@ pub struct Config {
     pub first_uid: u32,
     /// How many.
     pub uid_count: u32,
-    /// A kernel of the operator's.
+    /// A directory with a kernel and its modules, of the operator's.
     pub kernel: Option<PathBuf>,
-    /// Its modules.
-    pub modules: Option<PathBuf>,
     /// The agent program.
     pub agent: Option<PathBuf>,
     /// How long a guest may take to say that it is ready.
@@ -247,6 +245,9 @@ impl RawConfig {
     fn collect(&self, problems: &mut Collector) -> Config {
         self.check(problems);
         let network = &self.network;
+        if self.hypervisor.uid_count == 0 {
+            problems.fail("hypervisor.uid_count", "must be at least 1".to_owned());
+        }
         let name_servers: Vec<Option<IpAddr>> = network
             .name_servers
             .iter()
@@ -263,7 +264,7 @@ impl RawConfig {
                 .unwrap_or_else(|| self.run_directory.join("dormoused.sock")),
             namespace: some_path(&network.namespace),
             device_prefix: network.device_prefix.clone(),
-            ipv4_pool: problems.prefix("network.ipv4_pool", &network.ipv4_pool, 30, Ipv4Addr::UNSPECIFIED),
+            ipv4_pool: problems.prefix("network.ipv4_pool", &network.ipv4_pool, 29, Ipv4Addr::UNSPECIFIED),
             ipv6_prefix: problems.prefix(
                 "network.ipv6_prefix",
                 &network.ipv6_prefix,
@@ -278,9 +279,8 @@ impl RawConfig {
             qemu: PathBuf::from(&self.hypervisor.qemu),
             accelerator: self.accelerator(problems),
             first_uid: self.hypervisor.first_uid,
-            uid_count: self.hypervisor.uid_count.max(1),
+            uid_count: self.hypervisor.uid_count,
             kernel: some_path(&self.guest.kernel),
-            modules: some_path(&self.guest.modules),
             agent: some_path(&self.guest.agent),
             boot_timeout: problems.duration("guest.boot_timeout", &self.guest.boot_timeout),
             placement: problems
