@@ -46,6 +46,20 @@ const RIVAL_TOOLS: &[Tool] = &[Tool {
     purpose: "the disk that savevm writes to",
 }];
 
+/// What the tests take besides.
+const TEST_TOOLS: &[Tool] = &[
+    Tool {
+        program: "ip",
+        package: "iproute2",
+        purpose: "namespaces that the tests look into from outside",
+    },
+    Tool {
+        program: "cpio",
+        package: "cpio",
+        purpose: "a second reader of the archives that we write",
+    },
+];
+
 /// The package whose dependency is the present cloud kernel.
 const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
 
@@ -72,6 +86,8 @@ pub(crate) enum Need {
     Guests,
     /// Guests, and the rivals that they are compared with.
     Rivals,
+    /// Guests, and what the tests check ours against.
+    Tests,
 }
 
 /// A kernel for guests, in the layout that the daemon looks for below `guest/` in its data directory:
@@ -103,7 +119,7 @@ pub(crate) fn run(install: bool) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut complete = true;
-    for tool in GUEST_TOOLS.iter().chain(RIVAL_TOOLS) {
+    for tool in GUEST_TOOLS.iter().chain(RIVAL_TOOLS).chain(TEST_TOOLS) {
         let found = find_program(tool.program);
         let what = found.as_ref().map_or_else(
             || format!("missing: apt-get install {}", tool.package),
@@ -134,13 +150,14 @@ pub(crate) fn run(install: bool) -> Result<ExitCode> {
 
 /// Installs what is missing, saying what, and returns the kernel for guests.
 pub(crate) fn ensure_ready(need: Need) -> Result<GuestKernel> {
-    let rivals = match need {
+    let more = match need {
         Need::Guests => &[][..],
         Need::Rivals => RIVAL_TOOLS,
+        Need::Tests => TEST_TOOLS,
     };
     let missing: Vec<&Tool> = GUEST_TOOLS
         .iter()
-        .chain(rivals)
+        .chain(more)
         .filter(|tool| find_program(tool.program).is_none())
         .collect();
     if !missing.is_empty() {
@@ -155,7 +172,7 @@ pub(crate) fn ensure_ready(need: Need) -> Result<GuestKernel> {
         arguments.extend(packages);
         apt_get(&arguments, &workspace())?;
     }
-    for tool in GUEST_TOOLS.iter().chain(rivals) {
+    for tool in GUEST_TOOLS.iter().chain(more) {
         ensure!(
             find_program(tool.program).is_some(),
             "{} did not bring {}",

@@ -157,7 +157,7 @@ pub(crate) fn cargo_test(filter: Option<&str>) -> Result<(Verdicts, bool)> {
         .env("CARGO_TERM_COLOR", "never");
     if setup::is_root() {
         // Tests that boot guests skip without these.
-        let kernel = setup::ensure_ready(setup::Need::Guests)?;
+        let kernel = setup::ensure_ready(setup::Need::Tests)?;
         command
             .env("DORMOUSE_TEST_GUEST_KERNEL", kernel.directory)
             .env("DORMOUSE_TEST_AGENT", build::guest_binaries()?.agent);

@@ -24,7 +24,7 @@ pub struct SystemFacts {
     pub swap: Bytes,
     /// Version of the VMM.
     pub driver_version: String,
-    /// What runs guests: kvm or tcg.
+    /// What runs guests: kvm or emulation.
     pub accelerator: String,
     /// Why.
     pub accelerator_reason: String,

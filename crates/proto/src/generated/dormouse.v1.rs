@@ -1456,7 +1456,7 @@ pub struct Instance {
     /// The driver: qemu.
     #[prost(string, tag = "31")]
     pub driver: ::prost::alloc::string::String,
-    /// What runs the processors: kvm or tcg.
+    /// What runs the processors: kvm or emulation.
     #[prost(string, tag = "32")]
     pub accelerator: ::prost::alloc::string::String,
     /// Whether it is removed once it has stopped.
@@ -2973,7 +2973,7 @@ pub struct SystemInfo {
     /// Version of the hypervisor program.
     #[prost(string, tag = "10")]
     pub driver_version: ::prost::alloc::string::String,
-    /// What runs guest processors: kvm or tcg.
+    /// What runs guest processors: kvm or emulation.
     #[prost(string, tag = "11")]
     pub accelerator: ::prost::alloc::string::String,
     /// Why this accelerator.
