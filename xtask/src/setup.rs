@@ -54,6 +54,11 @@ const TEST_TOOLS: &[Tool] = &[
         purpose: "namespaces that the tests look into from outside",
     },
     Tool {
+        program: "conntrack",
+        package: "conntrack",
+        purpose: "a second reader of the kernel's flows",
+    },
+    Tool {
         program: "cpio",
         package: "cpio",
         purpose: "a second reader of the archives that we write",

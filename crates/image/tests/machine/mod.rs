@@ -20,6 +20,12 @@ use dormouse_image::{
 use dormouse_image::{disk, initrd, layout};
 use dormouse_model::{Bytes, MacAddress, WallTime};
 
+/// What is waited for after a connection.
+const GREETING: &str = "answer to the greeting";
+
+/// When a greeting that was not answered is repeated.
+const GREET_AGAIN: Duration = Duration::from_secs(3);
+
 /// An emulated guest on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -393,8 +399,15 @@ impl Daemon {
     /// The next event that `pick` wants; others are dropped.
     pub fn wait<T>(&mut self, machine: &Machine, what: &str, mut pick: impl FnMut(&Event) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
+        let mut greet_again = Instant::now() + GREET_AGAIN;
         let mut buffer = [0_u8; 4096];
         loop {
+            // A guest that was in the middle of a dead daemon's frame takes the greeting for the rest of
+            // it: who gets no answer greets again, as the protocol asks.
+            if what == GREETING && Instant::now() >= greet_again {
+                greet_again += GREET_AGAIN;
+                self.channel.connected();
+            }
             self.flush();
             let found = self.events.iter().position(|event| pick(event).is_some());
             if let Some(at) = found {
@@ -420,7 +433,7 @@ impl Daemon {
     }
 
     pub fn phase(&mut self, machine: &Machine) -> Phase {
-        self.wait(machine, "answer to the greeting", |event| match event {
+        self.wait(machine, GREETING, |event| match event {
             Event::Opened { phase, .. } => Some(*phase),
             _ => None,
         })
