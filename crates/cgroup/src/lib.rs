@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_model::{Fault, Kind};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MsFlags, mount, umount};
 
 /// The source name of a hierarchy that we mounted: how a sweep knows it is ours.
 pub const MOUNT_SOURCE: &str = "dormouse-cgroup";
@@ -30,6 +30,8 @@ pub enum Version {
 pub struct Hierarchy {
     version: Version,
     root: PathBuf,
+    /// Where we mounted it, when nobody else had.
+    mounted: Option<PathBuf>,
 }
 
 /// One line of `/proc/self/mountinfo` that is a cgroup hierarchy (proc(5), fields 5 and after the dash).
@@ -77,15 +79,16 @@ impl Hierarchy {
         })?;
         let mut mounts = parse_mountinfo(&text);
         mounts.sort_by_key(|m| m.version != Version::V2);
-        let chosen = match mounts.into_iter().next() {
-            Some(found) => found,
-            None => mount_v2(fallback_mount)?,
+        let (chosen, mounted) = match mounts.into_iter().next() {
+            Some(found) => (found, None),
+            None => (mount_v2(fallback_mount)?, Some(fallback_mount.to_owned())),
         };
         let root = chosen.at.join(name);
         make_directory(&root)?;
         Ok(Self {
             version: chosen.version,
             root,
+            mounted,
         })
     }
 
@@ -130,12 +133,19 @@ impl Hierarchy {
         Ok(names)
     }
 
-    /// Removes our directory when no group is left in it.
+    /// Removes our directory when no group is left in it, and the mount if it is ours.
     ///
     /// # Errors
     /// When a group is left.
     pub fn remove(self) -> Result<(), CgroupError> {
-        remove_directory(&self.root)
+        remove_directory(&self.root)?;
+        match &self.mounted {
+            Some(at) => umount(at).map_err(|errno| CgroupError::Write {
+                path: at.clone(),
+                source: errno.into(),
+            }),
+            None => Ok(()),
+        }
     }
 }
 
