@@ -101,14 +101,6 @@ pub enum InstanceError {
         /// Why not.
         source: dormouse_store::StoreError,
     },
-    /// Another room that is needed could not be had.
-    #[error("preparing {what}")]
-    Room {
-        /// Which.
-        what: String,
-        /// Why not.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -136,7 +128,7 @@ impl Fault for InstanceError {
             Self::Failed { .. } | Self::NotStopped { .. } => Kind::WrongState,
             Self::Image { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
-            Self::Room { .. } | Self::ShuttingDown => Kind::Unavailable,
+            Self::ShuttingDown => Kind::Unavailable,
             Self::WaitElapsed { .. } => Kind::Timeout,
         }
     }
@@ -155,7 +147,6 @@ impl Fault for InstanceError {
             Self::Interrupted { .. } => "INSTANCE_INTERRUPTED",
             Self::Image { source, .. } => source.code(),
             Self::Store { source, .. } => source.code(),
-            Self::Room { .. } => "INSTANCE_ROOM",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::WaitElapsed { .. } => "INSTANCE_WAIT_ELAPSED",
         }

@@ -1,7 +1,7 @@
 //! The one table from error kinds to gRPC statuses.
 
 use dormouse_model::error::chain;
-use dormouse_model::{Fault, Kind, Retry};
+use dormouse_model::{Fault, Kind};
 use dormouse_proto::metadata;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -25,36 +25,6 @@ pub const fn code(kind: Kind) -> Code {
     }
 }
 
-/// The word for a kind in the trailers.
-const fn kind_word(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Invalid => "invalid",
-        Kind::NotFound => "not_found",
-        Kind::Exists => "exists",
-        Kind::WrongState => "wrong_state",
-        Kind::Unsupported => "unsupported",
-        Kind::Conflict => "conflict",
-        Kind::Exhausted => "exhausted",
-        Kind::Unavailable => "unavailable",
-        Kind::Timeout => "timeout",
-        Kind::Cancelled => "cancelled",
-        Kind::Corrupt => "corrupt",
-        Kind::Denied => "denied",
-        Kind::Bug => "bug",
-    }
-}
-
-/// The word for a retry advice in the trailers.
-const fn retry_word(retry: Retry) -> &'static str {
-    match retry {
-        Retry::Never => "never",
-        Retry::WithBackoff => "with_backoff",
-        Retry::AfterReading => "after_reading",
-        Retry::AfterStateChange => "after_state_change",
-        Retry::CallerDecides => "caller_decides",
-    }
-}
-
 /// The status of a fault: message with its causes, code, kind and retry advice in the trailers. A
 /// defect of ours is logged here, where it is handled, and told without its insides.
 pub(super) fn status(fault: &dyn Fault) -> Status {
@@ -67,13 +37,10 @@ pub(super) fn status(fault: &dyn Fault) -> Status {
     };
     let mut trailers = MetadataMap::new();
     trailers.insert(metadata::CODE, MetadataValue::<Ascii>::from_static(fault.code()));
-    trailers.insert(
-        metadata::KIND,
-        MetadataValue::<Ascii>::from_static(kind_word(kind)),
-    );
+    trailers.insert(metadata::KIND, MetadataValue::<Ascii>::from_static(kind.as_str()));
     trailers.insert(
         metadata::RETRY,
-        MetadataValue::<Ascii>::from_static(retry_word(kind.retry())),
+        MetadataValue::<Ascii>::from_static(kind.retry().as_str()),
     );
     Status::with_metadata(code(kind), message, trailers)
 }
@@ -84,7 +51,7 @@ mod tests {
 
     #[test]
     fn every_kind_has_a_code_and_distinct_words() {
-        let mut words: Vec<_> = Kind::ALL.into_iter().map(kind_word).collect();
+        let mut words: Vec<_> = Kind::ALL.into_iter().map(Kind::as_str).collect();
         words.sort_unstable();
         words.dedup();
         assert_eq!(words.len(), Kind::ALL.len());
