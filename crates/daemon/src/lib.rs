@@ -14,6 +14,7 @@
 //! | [`host`] | directories and mounts of ours |
 
 pub mod api;
+mod causes;
 pub mod config;
 pub mod engine;
 pub mod error;

@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::api::Api;
+use crate::api::{Api, RequestIds};
 use crate::host::HostError;
 
 /// Largest message that a client may send: no request comes near it.
@@ -58,6 +58,7 @@ pub async fn serve(
     health.set_serving::<SystemServiceServer<Api>>().await;
     let mut server = Server::builder()
         .concurrency_limit_per_connection(REQUESTS)
+        .layer(RequestIds)
         .add_service(health_service)
         .add_service(InstanceServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES))
         .add_service(ImageServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES))

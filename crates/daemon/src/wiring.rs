@@ -30,7 +30,7 @@ use dormouse_sys::spawn::Identity;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Api;
+use crate::api::{Api, Repeats};
 use crate::config::{AcceleratorChoice, Config};
 use crate::engine::{EngineHandle, EngineRooms, Watchbook, engine};
 use crate::error::DaemonError;
@@ -77,9 +77,8 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let (observer, observations) = open_observer(config, &mut tasks)?;
     let holder = keeper::reach(&config.run_directory).await?;
     let vmm_namespace = Arc::new(host::vmm_namespace(&config.run_directory)?);
-    let clock = Arc::new(Clock);
+    let (clock, host_facts) = (Arc::new(Clock), HostFacts::read());
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
-    let host_facts = HostFacts::read();
     let placement = placement(config, &host_facts);
     let boot = guest_boot(config);
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
@@ -118,13 +117,14 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         sleep_support,
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
-    let events = start_event_log(&rooms, &instances, &mut tasks);
+    let events = start_event_log(&rooms, &instances, &mut tasks)?;
     let api = Api::new(
         instances.clone(),
         images,
         engine.clone(),
         events,
         Arc::new(facts),
+        Repeats::open(rooms.store.clone(), clock.wall()).await?,
         stop,
     );
     Ok(House {
@@ -229,8 +229,11 @@ fn sleep_support(probe: &Probe) -> SleepSupport {
     }
 }
 
-fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> EventLog {
-    let events = EventLog::new(u64::from_be_bytes(rooms.random()));
+fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> Result<EventLog, DaemonError> {
+    let epoch = rooms
+        .random()
+        .map_err(|source| dormouse_instance::InstanceError::Random { source })?;
+    let events = EventLog::new(u64::from_be_bytes(epoch));
     let (mut changes, log, clock) = (instances.events(), events.clone(), Arc::clone(&rooms.clock));
     tasks.spawn(async move {
         loop {
@@ -244,7 +247,7 @@ fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> E
             }
         }
     });
-    events
+    Ok(events)
 }
 
 /// Opens the store, waiting a little for its lock: a daemon that was killed holds it until the kernel has

@@ -40,5 +40,5 @@ pub use kernel::GuestKernel;
 pub use progress::{OnProgress, Phase, Progress};
 pub use record::{ImageConfig, ImageRecord};
 pub use reference::{DEFAULT_TAG, ImageName};
-pub use store::{ContentStore, ImportOptions};
+pub use store::{Commit, ContentStore, ImportOptions};
 pub use unpack::Limits;

@@ -409,7 +409,14 @@ impl Actor {
     fn connect_agent(&mut self, origin: Origin) {
         let Some(vm) = self.parts.vm.clone() else { return };
         let process = crate::steps::identity_of(vm.process());
-        let link = AgentLink::new(process, origin, &self.rooms, &self.remembered);
+        let link = match AgentLink::new(process, origin, &self.rooms, &self.remembered) {
+            Ok(link) => link,
+            Err(error) => {
+                // Without a seed the guest must not begin; it is ended when its deadline for that passes.
+                tracing::error!(instance_id = %self.remembered.view.id, %error, "no random bytes for the guest");
+                return;
+            }
+        };
         let (handle, task) = link.start(self.agent_sender.clone());
         self.parts.agent = Some(handle);
         self.agents.abort_all();

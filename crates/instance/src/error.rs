@@ -45,7 +45,7 @@ pub enum InstanceError {
     #[error("the instance has changed: its etag is {now}, not {sent}")]
     Changed {
         /// The etag now.
-        now: u64,
+        now: String,
         /// The etag sent.
         sent: String,
     },
@@ -101,6 +101,13 @@ pub enum InstanceError {
         /// Why not.
         source: dormouse_store::StoreError,
     },
+    /// The kernel gave no random bytes.
+    #[error("reading random bytes of the kernel")]
+    Random {
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -128,7 +135,7 @@ impl Fault for InstanceError {
             Self::Failed { .. } | Self::NotStopped { .. } => Kind::WrongState,
             Self::Image { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
-            Self::ShuttingDown => Kind::Unavailable,
+            Self::Random { .. } | Self::ShuttingDown => Kind::Unavailable,
             Self::WaitElapsed { .. } => Kind::Timeout,
         }
     }
@@ -147,6 +154,7 @@ impl Fault for InstanceError {
             Self::Interrupted { .. } => "INSTANCE_INTERRUPTED",
             Self::Image { source, .. } => source.code(),
             Self::Store { source, .. } => source.code(),
+            Self::Random { .. } => "INSTANCE_RANDOM",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::WaitElapsed { .. } => "INSTANCE_WAIT_ELAPSED",
         }

@@ -31,6 +31,7 @@ pub mod view;
 
 mod actor;
 mod agent;
+mod etag;
 mod manager;
 mod recovery;
 mod steps;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, State, WallTime, WorkloadId};
 use dormouse_network::AddressPool;
+use dormouse_store::Batch;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -39,6 +40,10 @@ pub struct CreateRequest {
     pub start: bool,
     /// Remove it once it has stopped.
     pub auto_remove: bool,
+    /// Its id, of [`Instances::new_id`], where the caller has to name it before it is there.
+    pub id: Option<WorkloadId>,
+    /// What becomes durable with its record, in one commit: what the caller keeps about the request.
+    pub along: Batch,
 }
 
 /// All instances of this host. Cheap to clone.
@@ -66,6 +71,9 @@ struct Registry {
     pool: AddressPool,
     uids: HashMap<u32, WorkloadId>,
     addresses: HashMap<WorkloadId, Addresses>,
+    /// Images of instances that are being made: from before the image is looked at for the last time until
+    /// the instance is in `entries`. Who removes an image asks here too.
+    leases: HashMap<WorkloadId, String>,
 }
 
 #[derive(Debug, Clone)]
@@ -159,6 +167,7 @@ impl Shared {
     fn forget(&self, id: WorkloadId) {
         let mut registry = self.registry();
         registry.entries.remove(&id);
+        registry.leases.remove(&id);
         registry.names.retain(|_, owner| *owner != id);
         registry.uids.retain(|_, owner| *owner != id);
         if let Some(addresses) = registry.addresses.remove(&id)
@@ -192,6 +201,7 @@ impl Instances {
                 pool: rooms.pool.clone(),
                 uids: HashMap::new(),
                 addresses: HashMap::new(),
+                leases: HashMap::new(),
             }),
             rooms,
             events: broadcast::Sender::new(EVENTS),
@@ -290,6 +300,7 @@ impl Instances {
         let mut registry = self.shared.registry();
         registry.names.insert(entry.name.clone(), id);
         registry.entries.insert(id, entry);
+        registry.leases.remove(&id);
         drop(registry);
         self.shared.spawn(actor.run(birth, effects));
     }
@@ -314,17 +325,36 @@ impl Instances {
         outcome.await.map_err(|_| InstanceError::ShuttingDown)?
     }
 
-    async fn make(&self, request: CreateRequest) -> Result<InstanceView, InstanceError> {
+    /// An id that no instance has, for [`CreateRequest::id`].
+    ///
+    /// # Errors
+    /// When the kernel gives no random bytes.
+    pub fn new_id(&self) -> Result<WorkloadId, InstanceError> {
+        let rooms = &self.shared.rooms;
+        let random = rooms
+            .random()
+            .map_err(|source| InstanceError::Random { source })?;
+        Ok(WorkloadId::new(rooms.clock.wall(), random))
+    }
+
+    async fn make(&self, mut request: CreateRequest) -> Result<InstanceView, InstanceError> {
         let rooms = &self.shared.rooms;
         let (reference, start) = (request.spec.image.clone(), request.start);
-        let digest = rooms
-            .images
-            .digest_of(&reference)
-            .await
-            .map_err(|source| InstanceError::Image { reference, source })?;
-        let id = WorkloadId::new(rooms.clock.wall(), rooms.random());
+        let along = std::mem::take(&mut request.along);
+        let image = |source| InstanceError::Image { reference, source };
+        let digest = match rooms.images.digest_of(&request.spec.image).await {
+            Ok(digest) => digest,
+            Err(source) => return Err(image(source)),
+        };
+        let id = request.id.map_or_else(|| self.new_id(), Ok)?;
         let remembered = self.reserve(id, request, digest)?;
-        if let Err(source) = rooms.store.put(id, &remembered.to_record()).await {
+        // The lease of `reserve` keeps the image from now on; it may have gone in between.
+        if let Err(source) = rooms.images.digest_of(&remembered.view.image_digest).await {
+            self.shared.forget(id);
+            return Err(image(source));
+        }
+        let batch = along.put(id, &remembered.to_record());
+        if let Err(source) = rooms.store.apply(batch).await {
             let what = remembered.view.spec.name.to_string();
             // The write may have happened for all that. Name and addresses are given back only once it is
             // certain that no record has them.
@@ -369,6 +399,7 @@ impl Instances {
         registry.addresses.insert(id, addresses);
         registry.uids.insert(uid, id);
         registry.names.insert(name, id);
+        registry.leases.insert(id, image_digest.clone());
         drop(registry);
         let placement = match request.spec.placement {
             dormouse_model::spec::Placement::Auto => rooms.placement,
@@ -484,17 +515,19 @@ impl Instances {
         self.entry(id).map(|entry| entry.view)
     }
 
-    /// Ids of instances that use an image, by digest.
+    /// Ids of instances that use an image, by digest; also of those that are being made.
     #[must_use]
     pub fn users_of(&self, digest: &str) -> Vec<WorkloadId> {
         let registry = self.shared.registry();
         let uses = |entry: &&Entry| entry.view.borrow().image_digest == digest;
-        registry
+        let made = registry
             .entries
             .values()
             .filter(uses)
-            .map(|entry| entry.view.borrow().id)
-            .collect()
+            .map(|entry| entry.view.borrow().id);
+        let leased = registry.leases.iter();
+        let leased = leased.filter(|(_, leased)| *leased == digest).map(|(id, _)| *id);
+        made.chain(leased).collect()
     }
 
     /// Lets go of every instance without touching it: outstanding steps finish, guests stay as they are.
@@ -522,9 +555,13 @@ impl Instances {
     }
 
     /// Random bits, for names.
-    #[must_use]
-    pub fn seed(&self) -> u64 {
-        u64::from_be_bytes(self.shared.rooms.random())
+    ///
+    /// # Errors
+    /// When the kernel gives no random bytes.
+    pub fn seed(&self) -> Result<u64, InstanceError> {
+        let random = self.shared.rooms.random();
+        let bytes = random.map_err(|source| InstanceError::Random { source })?;
+        Ok(u64::from_be_bytes(bytes))
     }
 
     /// Bytes of host memory that an instance holds: the share of its VMM while there is one, after that

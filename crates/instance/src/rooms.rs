@@ -223,15 +223,14 @@ pub struct Rooms {
 
 impl Rooms {
     /// Random bytes from the kernel, for ids, sessions and seeds.
-    #[must_use]
-    pub fn random<const N: usize>(&self) -> [u8; N] {
+    ///
+    /// # Errors
+    /// When the kernel gives none. Nothing may be made with zeros in their place: ids would meet, and all
+    /// guests would have one seed.
+    pub fn random<const N: usize>(&self) -> std::io::Result<[u8; N]> {
         let mut bytes = [0; N];
-        // The device is in every mount namespace that has a null device; a short read is impossible
-        // up to 256 bytes once the kernel is seeded (random(4)).
-        if let Ok(mut device) = std::fs::File::open("/dev/urandom") {
-            drop(std::io::Read::read_exact(&mut device, &mut bytes));
-        }
-        bytes
+        dormouse_sys::random::fill(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// The revision that an instance begins with in this daemon. Revisions are not recorded: counting from

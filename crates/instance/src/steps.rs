@@ -313,7 +313,9 @@ impl StepContext {
             .ask(Message::ClockSet { unix_nanos: 0 }, GREET_DEADLINE)
             .await
             .map_err(passing)?;
-        let seed = self.rooms.random();
+        let seed = self.rooms.random().map_err(|error| StepFailure::Passing {
+            why: format!("no random bytes for the guest: {error}"),
+        })?;
         agent
             .ask(Message::Reseed { seed }, GREET_DEADLINE)
             .await

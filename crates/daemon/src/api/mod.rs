@@ -6,7 +6,9 @@ mod instances;
 mod logs;
 mod names;
 mod page;
+mod refusal;
 mod repeats;
+mod request;
 mod standby;
 mod status;
 mod system;
@@ -21,6 +23,9 @@ use crate::events::EventLog;
 use crate::images::ImageRoom;
 use crate::system::SystemFacts;
 
+pub(crate) use repeats::Repeats;
+pub use request::RequestIds;
+pub(crate) use request::current as current_request;
 pub use status::code;
 
 /// What the services work with. Cheap to clone.
@@ -31,7 +36,7 @@ pub struct Api {
     engine: EngineHandle,
     events: EventLog,
     facts: Arc<SystemFacts>,
-    repeats: repeats::Repeats,
+    repeats: Repeats,
     /// The daemon goes down: streams end, or it would wait for their clients.
     stop: CancellationToken,
 }
@@ -40,12 +45,13 @@ impl Api {
     /// The services over these rooms. What streams to clients, and what waits for something to happen, ends
     /// when `stop` is cancelled.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         instances: Instances,
         images: ImageRoom,
         engine: EngineHandle,
         events: EventLog,
         facts: Arc<SystemFacts>,
+        repeats: Repeats,
         stop: CancellationToken,
     ) -> Self {
         Self {
@@ -54,7 +60,7 @@ impl Api {
             engine,
             events,
             facts,
-            repeats: repeats::Repeats::default(),
+            repeats,
             stop,
         }
     }

@@ -15,7 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Api;
-use super::convert::{Extras, FieldError, event_to_wire, placement_to_wire, state_to_wire, time_to_wire};
+use super::convert::{Extras, event_to_wire, placement_to_wire, state_to_wire, time_to_wire};
+use super::refusal::{FieldError, RequestError};
 use super::status::status;
 use crate::events::{Entry, Found, Happening, Position};
 use crate::system::{self, Verdict};
@@ -89,7 +90,7 @@ impl SystemService for Api {
         let facts = Arc::clone(&self.facts);
         let checks = tokio::task::spawn_blocking(move || system::doctor(&facts))
             .await
-            .map_err(|error| Status::internal(error.to_string()))?;
+            .map_err(|_| status(&RequestError::Lost))?;
         let checks = checks
             .into_iter()
             .map(|check| v1::Check {
@@ -197,6 +198,7 @@ impl Api {
         v1::Event {
             cursor: self.events.cursor_of(number),
             at: entry.map(|entry| time_to_wire(entry.at)),
+            request_id: entry.map_or_else(String::new, |entry| entry.request_id.clone()),
             what: Some(what),
         }
     }
