@@ -136,6 +136,7 @@ pub(crate) fn image(from: &v1::Image) -> Value {
         "created_at": time(from.created_at.as_ref()),
         "imported_at": time(from.imported_at.as_ref()),
         "used_by": from.used_by,
+        "etag": from.etag,
     })
 }
 
@@ -200,7 +201,11 @@ pub(crate) fn check(from: &v1::Check) -> Value {
 
 pub(crate) fn event(from: &v1::Event) -> Value {
     use v1::event::What;
-    let mut value = json!({"cursor": from.cursor, "at": time(from.at.as_ref())});
+    let mut value = json!({
+        "cursor": from.cursor,
+        "at": time(from.at.as_ref()),
+        "request_id": from.request_id,
+    });
     let (name, what) = match &from.what {
         Some(What::Instance(event)) => (
             "instance",

@@ -533,6 +533,7 @@ web:latest  0123456789ab  96 MiB  0        1m"
                 previous_state: v1::InstanceState::Sleeping.into(),
                 cause: "idle timeout".to_owned(),
             })),
+            request_id: String::new(),
         };
         assert_eq!(
             event(&state),

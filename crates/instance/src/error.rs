@@ -1,5 +1,7 @@
 //! What can go wrong with a request for an instance.
 
+use std::time::Duration;
+
 use dormouse_model::{Fault, Kind, Name, State};
 
 use crate::machine::Refusal;
@@ -137,6 +139,31 @@ impl Fault for InstanceError {
             Self::Store { source, .. } => source.kind(),
             Self::Random { .. } | Self::ShuttingDown => Kind::Unavailable,
             Self::WaitElapsed { .. } => Kind::Timeout,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            // A step of a plan takes milliseconds to seconds; a daemon is back within a second.
+            Self::Refused {
+                refusal: Refusal::Busy,
+                ..
+            }
+            | Self::ShuttingDown => Some(Duration::from_secs(1)),
+            Self::NotFound { .. }
+            | Self::Ambiguous { .. }
+            | Self::NameTaken { .. }
+            | Self::Exhausted { .. }
+            | Self::NotStopped { .. }
+            | Self::Changed { .. }
+            | Self::Refused { .. }
+            | Self::Failed { .. }
+            | Self::Overtaken { .. }
+            | Self::Interrupted { .. }
+            | Self::Image { .. }
+            | Self::Store { .. }
+            | Self::Random { .. }
+            | Self::WaitElapsed { .. } => None,
         }
     }
 

@@ -321,6 +321,7 @@ impl SystemService for Memory {
             cursor: "c7".to_owned(),
             at: None,
             what: Some(gap),
+            request_id: String::new(),
         };
         Ok(Response::new(Box::pin(iter(vec![Ok(event)]))))
     }

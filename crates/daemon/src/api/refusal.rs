@@ -1,5 +1,7 @@
 //! What the API itself refuses, before any room is asked.
 
+use std::time::Duration;
+
 use dormouse_model::{Fault, Kind};
 
 /// A field of a request that is wrong by itself.
@@ -99,6 +101,10 @@ impl Fault for RequestError {
             Self::Lost => "REQUEST_LOST",
             Self::Log { .. } => "LOG_UNREADABLE",
         }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        matches!(self, Self::UnderWay { .. }).then_some(Duration::from_secs(1))
     }
 
     fn field(&self) -> Option<&str> {
