@@ -1,9 +1,11 @@
-//! `codegen`: the Rust code of proto/, which is committed so that a build needs no protoc.
+//! `codegen`: the Rust code of proto/, which is committed so that a build needs no protoc; and
+//! docs/errors.md, from the lists of codes that the rooms keep.
 //!
 //! The generator is heavy, so it is behind the cargo feature `codegen`: without it this task runs
 //! cargo again with the feature on. Needs `protoc` and the well-known protos (Debian packages
 //! protobuf-compiler and libprotobuf-dev).
 
+#[cfg(not(feature = "codegen"))]
 use std::process::ExitCode;
 
 /// Generates the code, or with `check` only says whether what is committed is what would be
@@ -36,6 +38,11 @@ pub(crate) fn run(check: bool) -> anyhow::Result<ExitCode> {
 }
 
 #[cfg(feature = "codegen")]
+mod compatibility;
+#[cfg(feature = "codegen")]
+mod errors;
+
+#[cfg(feature = "codegen")]
 pub(crate) use generator::run;
 
 #[cfg(feature = "codegen")]
@@ -47,10 +54,14 @@ mod generator {
     use anyhow::{Context as _, bail};
 
     /// What is generated, and where in the workspace it is kept.
-    const KEPT: [(&str, &str); 2] = [
+    const KEPT: [(&str, &str); 3] = [
         ("dormouse.v1.rs", "crates/proto/src/generated/dormouse.v1.rs"),
-        ("descriptor.bin", "crates/proto/src/descriptor.bin"),
+        ("descriptor.bin", DESCRIPTOR),
+        ("errors.md", "docs/errors.md"),
     ];
+
+    /// The committed descriptor, which a new one must not break.
+    const DESCRIPTOR: &str = "crates/proto/src/descriptor.bin";
 
     pub(crate) fn run(check: bool) -> anyhow::Result<ExitCode> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -60,6 +71,15 @@ mod generator {
         let out = root.join("target/codegen");
         fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
         generate(&root, &out)?;
+        let page = out.join("errors.md");
+        fs::write(&page, super::errors::page()).with_context(|| format!("writing {}", page.display()))?;
+        let broken = super::compatibility::broken(&root.join(DESCRIPTOR), &out.join("descriptor.bin"))?;
+        for change in &broken {
+            println!("codegen: breaks clients: {change}");
+        }
+        if !broken.is_empty() {
+            return Ok(ExitCode::FAILURE);
+        }
         let mut stale = Vec::new();
         for (file, place) in KEPT {
             let (made, kept) = (out.join(file), root.join(place));
@@ -76,7 +96,7 @@ mod generator {
             println!("codegen: up to date");
         } else if check {
             println!(
-                "codegen: not what proto/ says: {}; run cargo xtask codegen",
+                "codegen: not what proto/ and the lists of codes say: {}; run cargo xtask codegen",
                 stale.join(", ")
             );
             return Ok(ExitCode::FAILURE);

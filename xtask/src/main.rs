@@ -65,7 +65,7 @@ enum Task {
         #[command(flatten)]
         output: Output,
     },
-    /// Write the Rust code of proto/.
+    /// Write the Rust code of proto/, and docs/errors.md.
     Codegen {
         /// Only say whether the committed code is what would be written.
         #[arg(long)]

@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 
 use crate::build::workspace;
 
+mod codes;
+
 /// The most lines of a source file.
 const MAX_LINES: usize = 600;
 
@@ -115,7 +117,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     check_manifests(&root, &mut faults)?;
     check_coverage(&root, &mut faults)?;
-    check_names(&root, &sources, &ERRORS, &mut faults)?;
+    codes::check(&root, &sources, &mut faults)?;
     check_names(&root, &sources, &METRICS, &mut faults)?;
     check_configuration(&root, &mut faults)?;
     for fault in &faults {
@@ -298,23 +300,6 @@ struct Reference {
     is_name: fn(&str) -> bool,
 }
 
-/// Stable codes: several words in capitals. What else looks so is listed here.
-const ERRORS: Reference = Reference {
-    page: "docs/errors.md",
-    what: "error code",
-    is_name: |text| {
-        const OTHERS: [&str; 5] = ["CARGO_", "DORMOUSE_", "LISTEN_", "LC_", "CLOCK_"];
-        text.contains('_')
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
-            && !text.starts_with('_')
-            && !text.ends_with('_')
-            && text != "E2FSPROGS_FAKE_TIME"
-            && !OTHERS.iter().any(|other| text.starts_with(other))
-    },
-};
-
 /// Metrics: `dormouse`, a room, and what is measured.
 const METRICS: Reference = Reference {
     page: "docs/metrics.md",
@@ -329,6 +314,27 @@ const METRICS: Reference = Reference {
     },
 };
 
+/// The code of a file that ships, without its tests; `None` for a file that does not ship.
+fn shipped(root: &Path, file: &Path) -> Result<Option<(String, String)>> {
+    let place = file.strip_prefix(root).unwrap_or(file).display().to_string();
+    let room = place.starts_with("crates/") || place.starts_with("bins/");
+    let unshipped = ["/tests/", "/examples/", "/generated/", "_tests.rs", "/tests.rs"];
+    if !room || unshipped.iter().any(|part| place.contains(part)) {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(file).with_context(|| format!("reading {place}"))?;
+    let code = text.split("#[cfg(test)]").next().unwrap_or("").to_owned();
+    Ok(Some((place, code)))
+}
+
+/// The strings of a piece of code, one line at a time: every second piece between quotes is one; an escaped
+/// quote spoils its own line only.
+fn strings(code: &str) -> impl Iterator<Item = &str> {
+    code.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| line.split('"').skip(1).step_by(2))
+}
+
 /// The page has a row for every name that a string of the shipped code spells, and for no other.
 fn check_names(
     root: &Path,
@@ -339,19 +345,11 @@ fn check_names(
     let Reference { page, what, is_name } = reference;
     let mut used = BTreeMap::new();
     for file in sources {
-        let place = file.strip_prefix(root).unwrap_or(file).display().to_string();
-        let room = place.starts_with("crates/") || place.starts_with("bins/");
-        let unshipped = ["/tests/", "/examples/", "/generated/", "_tests.rs"];
-        if !room || unshipped.iter().any(|part| place.contains(part)) {
+        let Some((place, code)) = shipped(root, file)? else {
             continue;
-        }
-        let text = fs::read_to_string(file).with_context(|| format!("reading {place}"))?;
-        let code = text.split("#[cfg(test)]").next().unwrap_or("");
-        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
-            // Every second piece between quotes is a string; an escaped quote spoils its own line only.
-            for name in line.split('"').skip(1).step_by(2).filter(|text| is_name(text)) {
-                used.entry(name.to_owned()).or_insert_with(|| place.clone());
-            }
+        };
+        for name in strings(&code).filter(|text| is_name(text)) {
+            used.entry(name.to_owned()).or_insert_with(|| place.clone());
         }
     }
     let Some(text) = read_page(root, page, faults)? else {
@@ -442,10 +440,6 @@ mod tests {
     #[test]
     fn names_are_told_from_what_only_looks_like_them() {
         for (reference, text, want) in [
-            (&ERRORS, "IMAGE_NOT_FOUND", true),
-            (&ERRORS, "DORMOUSE_HOST", false),
-            (&ERRORS, "IMPORT_PHASE_", false),
-            (&ERRORS, "SIGTERM", false),
             (&METRICS, "dormouse_observer_synced", true),
             (&METRICS, "dormouse_dm", false),
             (&METRICS, "dormouse_network=debug", false),

@@ -17,6 +17,7 @@
 //! | [`barrier`] | the pure book of barriers under way |
 //! | [`listing`] | one-shot listings |
 //! | [`requirements`] | what the kernel must have switched on |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
 mod handle;
 mod link;
@@ -25,6 +26,7 @@ mod observer;
 mod queue;
 
 pub mod barrier;
+pub mod codes;
 pub mod listing;
 pub mod requirements;
 pub mod sync;

@@ -12,9 +12,11 @@
 //! | [`keeper`] | finding or starting the keeper of descriptors |
 //! | [`system`] | facts of the host, the doctor |
 //! | [`host`] | directories and mounts of ours |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
 pub mod api;
 mod causes;
+pub mod codes;
 pub mod config;
 pub mod engine;
 pub mod error;

@@ -15,12 +15,14 @@
 //! | [`record`] | the durable record |
 //! | [`view`] | what others see |
 //! | [`rooms`] | what the tasks work with; the seams to images and to the proof of idleness |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 //! | `manager`, `actor`, `steps`, `agent`, `recovery` | the executor |
 //!
 //! The machine owns the state. What it asks for comes as numbered steps, one at a time; records are
 //! among the steps, so that what is durable before what is visible in its plans.
 
 pub mod adoption;
+pub mod codes;
 pub mod error;
 pub mod machine;
 pub mod memory;

@@ -15,7 +15,11 @@
 //! | [`plant`] | faults that the simulation switches on |
 //! | [`spec`] | what a caller asks for |
 //! | [`error`] | error kinds, stable codes, retry advice |
+//! | [`code`] | what is said of an error code |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
+pub mod code;
+pub mod codes;
 pub mod error;
 pub mod flow;
 pub mod id;

@@ -24,9 +24,11 @@
 //! | [`backend`] | the port that a store is put on |
 //! | [`memory`] | a store in memory, for tests |
 //! | [`sqlite`] | the store on disk: embedded SQLite |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
 pub mod backend;
 mod batch;
+pub mod codes;
 mod error;
 pub mod memory;
 pub mod record;
