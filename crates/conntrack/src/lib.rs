@@ -16,6 +16,7 @@
 //! | [`wire`] | messages: our allocation-free reader, requests |
 //! | [`barrier`] | the pure book of barriers under way |
 //! | [`listing`] | one-shot listings |
+//! | [`mod@forget`] | dropping the entries of addresses |
 //! | [`requirements`] | what the kernel must have switched on |
 //! | [`codes`] | the codes of its errors, with meaning and advice |
 
@@ -27,12 +28,14 @@ mod queue;
 
 pub mod barrier;
 pub mod codes;
+pub mod forget;
 pub mod listing;
 pub mod requirements;
 pub mod sync;
 pub mod wire;
 
 pub use barrier::BarrierError;
+pub use forget::forget;
 pub use handle::{BARRIER_PATIENCE, ObserverHandle};
 pub use link::LinkError;
 pub use listing::{ListError, ListFilter, list};

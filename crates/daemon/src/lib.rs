@@ -11,6 +11,7 @@
 //! | [`images`] | images joined with the store and with instances |
 //! | [`keeper`] | finding or starting the keeper of descriptors |
 //! | [`system`] | facts of the host, the doctor |
+//! | [`health`] | what `grpc.health.v1` says |
 //! | [`host`] | directories and mounts of ours |
 //! | [`codes`] | the codes of its errors, with meaning and advice |
 
@@ -21,6 +22,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod events;
+pub mod health;
 pub mod host;
 pub mod images;
 pub mod keeper;

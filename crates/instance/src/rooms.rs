@@ -12,7 +12,7 @@ use dormouse_image::ImageError;
 use dormouse_keeper::{HeldName, Holder};
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
-use dormouse_model::{InstanceSpec, MacAddress, MonoTime, WallTime, WorkloadId};
+use dormouse_model::{Addresses, InstanceSpec, MacAddress, MonoTime, WallTime, WorkloadId};
 use dormouse_network::{AddressPool, DataPlane, LinkCounters};
 use dormouse_store::Store;
 use dormouse_sys::netns::Namespace;
@@ -176,6 +176,16 @@ pub trait IdleProof: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When it cannot be said, in words; the sleep is then taken back.
     async fn nothing_arrived(&self, id: WorkloadId, now: LinkCounters) -> Result<bool, String>;
+
+    /// Has the kernel drop what it tracks of connections from and to a workload that has no link any more:
+    /// whoever has the addresses next, itself included, must not seem to be connected.
+    ///
+    /// # Errors
+    /// When some may be left, in words. They age out, and can keep awake but never put to sleep.
+    async fn forget_flows(&self, addresses: Addresses) -> Result<(), String> {
+        let _ = addresses;
+        Ok(())
+    }
 }
 
 /// Everything that an instance's task works with.

@@ -346,6 +346,11 @@ impl StepContext {
         if let Some(link) = link {
             link.remove().await.map_err(|error| failure(&error))?;
         }
+        // After the link: no packet makes an entry again.
+        let addresses = self.remembered.view.addresses;
+        if let Err(why) = self.rooms.proof.forget_flows(addresses).await {
+            tracing::warn!(instance_id = %id, why, "tracked connections are left to age out");
+        }
         Ok((Done::Plain, Change::Link(None)))
     }
 
