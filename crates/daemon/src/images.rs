@@ -70,6 +70,11 @@ impl ImageIndex for StoreIndex {
         Ok(records)
     }
 
+    fn is_whole(&self) -> Result<bool, IndexError> {
+        let listing = self.runtime.block_on(self.store.list::<ImageBody>())?;
+        Ok(listing.damaged.is_empty())
+    }
+
     fn remove(&self, name: &ImageName) -> Result<(), IndexError> {
         self.apply(Batch::new().delete::<ImageBody>(key(name)))
     }

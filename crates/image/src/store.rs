@@ -314,6 +314,10 @@ impl ContentStore {
 
     /// Removes those of `digests` that are neither pinned nor part of an image in the index.
     fn collect(&self, pins: &BTreeMap<Digest, u32>, digests: &[Digest]) -> Result<(), ImageError> {
+        if !self.index.is_whole().map_err(index_failed("read"))? {
+            tracing::warn!("an image's record is damaged: no content is removed until it is put right");
+            return Ok(());
+        }
         let records = self.list()?;
         let needed: BTreeSet<Digest> = records
             .iter()

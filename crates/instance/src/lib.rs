@@ -16,7 +16,7 @@
 //! | [`view`] | what others see |
 //! | [`rooms`] | what the tasks work with; the seams to images and to the proof of idleness |
 //! | [`codes`] | the codes of its errors, with meaning and advice |
-//! | `manager`, `actor`, `steps`, `agent`, `recovery` | the executor |
+//! | `manager`, `actor`, `steps`, `agent`, `recovery`, `sweep` | the executor |
 //!
 //! The machine owns the state. What it asks for comes as numbered steps, one at a time; records are
 //! among the steps, so that what is durable before what is visible in its plans.
@@ -37,6 +37,7 @@ mod etag;
 mod manager;
 mod recovery;
 mod steps;
+mod sweep;
 
 pub use error::InstanceError;
 pub use manager::{CreateRequest, Instances, InstancesTask};

@@ -18,6 +18,7 @@ use crate::record::{InstanceRecord, Remembered};
 use crate::recovery;
 use crate::rooms::{Layout, Rooms};
 use crate::steps::Parts;
+use crate::sweep::{self, Owners};
 use crate::view::{InstanceEvent, InstanceView};
 
 mod requests;
@@ -212,6 +213,8 @@ impl Instances {
         let instances = Self {
             shared: Arc::clone(&shared),
         };
+        let aside = listing.damaged.iter().map(|damage| &damage.key);
+        let owners = Owners::new(listing.records.iter().map(|(key, _)| key).chain(aside));
         for damage in listing.damaged {
             tracing::error!(%damage, "an instance's record is set aside");
         }
@@ -233,6 +236,7 @@ impl Instances {
                 tracing::error!(%error, "looking for an instance panicked");
             }
         }
+        sweep::leftovers(&shared.rooms, &owners).await;
         Ok((
             instances,
             InstancesTask {

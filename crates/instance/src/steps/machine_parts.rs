@@ -227,7 +227,13 @@ fn make_disk(disk: &Path, size: Bytes) -> Result<(), StepFailure> {
     let partial = disk.with_extension("partial");
     remove_leftover(&partial)?;
     dormouse_image::disk::create_empty(&partial, size).map_err(|error| failure(&error))?;
-    fs::rename(&partial, disk).map_err(|error| file_failure("naming", disk, &error))
+    // Its content before its name: after a power loss a disk that is there is a file system.
+    File::open(&partial)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| file_failure("synchronising", &partial, &error))?;
+    fs::rename(&partial, disk).map_err(|error| file_failure("naming", disk, &error))?;
+    let folder = disk.parent().unwrap_or(disk);
+    crate::memory::files::sync_directory(folder).map_err(|error| failure(&error))
 }
 
 fn remove_leftover(path: &Path) -> Result<(), StepFailure> {
