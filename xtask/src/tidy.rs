@@ -63,7 +63,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("client", &["model", "proto"]),
     ("dormoused", &["daemon", "telemetry"]),
-    ("dormouse", &["model", "client", "proto"]),
+    // The store: `dormouse store check --path` reads one that no daemon has open.
+    ("dormouse", &["model", "client", "proto", "store"]),
     ("dormouse-agent", &["guest", "sys"]),
     ("dormouse-keeper", &["keeper", "sys"]),
     // For tests alone: in no other room's list.
