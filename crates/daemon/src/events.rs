@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_instance::InstanceEvent;
 use dormouse_model::WallTime;
+use dormouse_store::Damage;
 use tokio::sync::watch;
 
 use crate::api::current_request;
@@ -25,6 +26,8 @@ pub enum Happening {
         /// Imported, else removed.
         imported: bool,
     },
+    /// A record was found damaged and set aside.
+    SetAside(Damage),
 }
 
 /// One numbered event.
@@ -106,6 +109,7 @@ impl EventLog {
     pub fn push(&self, at: WallTime, what: Happening) {
         let request_id = match &what {
             Happening::Instance(event) => self.shared.causes.of(event),
+            Happening::SetAside(_) => String::new(),
             // Told by the request itself.
             Happening::Image { .. } => current_request(),
         };

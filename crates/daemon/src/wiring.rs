@@ -24,13 +24,15 @@ use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
 use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
-use dormouse_store::{Store, StoreError};
+use dormouse_store::{Damage, Store, StoreError};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, Repeats};
+use crate::api::Api;
 use crate::config::{AcceleratorChoice, Config};
 use crate::engine::{EngineHandle, EngineRooms, Watchbook, engine};
 use crate::error::DaemonError;
@@ -67,7 +69,7 @@ pub struct House {
 pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, DaemonError> {
     let ram = host::prepare(config)?;
     let mark = host::mark(&config.data_directory);
-    let store = open_store(&config.data_directory.join("dormouse.db")).await?;
+    let (store, damages) = open_store(&config.data_directory.join("dormouse.db")).await?;
     let images = ImageRoom::open(&config.data_directory, store.clone()).await?;
     let driver = QemuDriver::new(qemu_config(config));
     let probe = driver.probe().await?;
@@ -79,8 +81,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let vmm_namespace = Arc::new(host::vmm_namespace(&config.run_directory)?);
     let (clock, host_facts) = (Arc::new(Clock), HostFacts::read());
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
-    let placement = placement(config, &host_facts);
-    let boot = guest_boot(config);
+    let (placement, boot) = (placement(config, &host_facts), guest_boot(config));
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
     let sleep_support = sleep_support(&probe);
     let rooms = Arc::new(Rooms {
@@ -111,22 +112,23 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         observations,
         knocks: plane.knocks,
         network: plane.network,
-        store,
+        store: store.clone(),
         watchbook,
         clock: Arc::clone(&clock),
         sleep_support,
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
-    let events = start_event_log(&rooms, &instances, &mut tasks)?;
-    let api = Api::new(
+    let events = start_event_log(&rooms, &instances, damages, &mut tasks)?;
+    let api = Api::open(
         instances.clone(),
         images,
         engine.clone(),
         events,
+        store,
         Arc::new(facts),
-        Repeats::open(rooms.store.clone(), clock.wall()).await?,
         stop,
-    );
+    )
+    .await?;
     Ok(House {
         api,
         instances,
@@ -229,7 +231,12 @@ fn sleep_support(probe: &Probe) -> SleepSupport {
     }
 }
 
-fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> Result<EventLog, DaemonError> {
+fn start_event_log(
+    rooms: &Rooms,
+    instances: &Instances,
+    mut damages: Receiver<Damage>,
+    tasks: &mut Tasks,
+) -> Result<EventLog, DaemonError> {
     let epoch = rooms
         .random()
         .map_err(|source| dormouse_instance::InstanceError::Random { source })?;
@@ -237,13 +244,17 @@ fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> R
     let (mut changes, log, clock) = (instances.events(), events.clone(), Arc::clone(&rooms.clock));
     tasks.spawn(async move {
         loop {
-            match changes.recv().await {
-                Ok(event) => log.push(clock.wall(), Happening::Instance(event)),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
+            let happening = tokio::select! {
+                change = changes.recv() => change.map(Happening::Instance),
+                damage = damages.recv() => damage.map(Happening::SetAside),
+            };
+            match happening {
+                Ok(happening) => log.push(clock.wall(), happening),
+                Err(RecvError::Lagged(missed)) => {
                     tracing::warn!(missed, "events missed by the log");
                     log.missed(missed);
                 }
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return "event log",
+                Err(RecvError::Closed) => return "event log",
             }
         }
     });
@@ -251,15 +262,21 @@ fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> R
 }
 
 /// Opens the store, waiting a little for its lock: a daemon that was killed holds it until the kernel has
-/// taken it apart, and whoever starts the next one should not have to know that.
-async fn open_store(path: &Path) -> Result<Store, StoreError> {
+/// taken it apart, and whoever starts the next one should not have to know that. With it comes what is set
+/// aside from now on: the reading at the start finds most of what is damaged.
+async fn open_store(path: &Path) -> Result<(Store, Receiver<Damage>), StoreError> {
+    let mut opened = Store::open(path).await;
     for _ in 1..LOCK_TRIES {
-        match Store::open(path).await {
-            Err(StoreError::Locked { .. }) => tokio::time::sleep(LOCK_PAUSE).await,
-            opened => return opened,
+        if !matches!(opened, Err(StoreError::Locked { .. })) {
+            break;
         }
+        tokio::time::sleep(LOCK_PAUSE).await;
+        opened = Store::open(path).await;
     }
-    Store::open(path).await
+    opened.map(|store| {
+        let notices = store.notices();
+        (store, notices)
+    })
 }
 
 fn qemu_config(config: &Config) -> QemuConfig {

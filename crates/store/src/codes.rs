@@ -36,7 +36,7 @@ pub const SECTIONS: &[Section] = &[Section {
             "STORE_RECORD_DAMAGED",
             &[Kind::Corrupt],
             "a record is not what was written; at the start it is set aside",
-            "keep `dormouse.db`; see the runbook",
+            "`dormouse store quarantine ls`; see the runbook",
         ),
         Code::new(
             "STORE_KEY_INVALID",
@@ -65,8 +65,8 @@ pub const SECTIONS: &[Section] = &[Section {
         Code::new(
             "STORE_BROKEN",
             &[Kind::Unavailable],
-            "a write was lost; nothing more is written",
-            "look at the disk, restart the daemon",
+            "a write or a flush failed; nothing was changed, reading goes on",
+            "look at the disk; the next change writes again what the disk may have dropped",
         ),
         Code::new(
             "STORE_CHECK_FAILED",
@@ -85,6 +85,30 @@ pub const SECTIONS: &[Section] = &[Section {
             &[Kind::Unavailable],
             "the store is closed: the daemon ends",
             "repeat when it is back",
+        ),
+        Code::new(
+            "STORE_DAMAGED",
+            &[Kind::Corrupt],
+            "the database or its log is not what was written; nothing was changed",
+            "keep its files, restore a backup; see the runbook",
+        ),
+        Code::new(
+            "STORE_BACKUP_EXISTS",
+            &[Kind::Exists],
+            "there is something where the backup was to be",
+            "name another file",
+        ),
+        Code::new(
+            "STORE_BACKUP_FAILED",
+            &[Kind::Unavailable],
+            "the copy could not be made or is not right; nothing is there",
+            "read the cause",
+        ),
+        Code::new(
+            "STORE_NOT_SET_ASIDE",
+            &[Kind::NotFound],
+            "no damaged record was set aside under that kind and key",
+            "`dormouse store quarantine ls`",
         ),
     ],
 }];

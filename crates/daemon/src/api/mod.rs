@@ -16,6 +16,7 @@ mod system;
 use std::sync::Arc;
 
 use dormouse_instance::Instances;
+use dormouse_store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineHandle;
@@ -23,7 +24,8 @@ use crate::events::EventLog;
 use crate::images::ImageRoom;
 use crate::system::SystemFacts;
 
-pub(crate) use repeats::Repeats;
+use repeats::Repeats;
+
 pub use request::RequestIds;
 pub(crate) use request::current as current_request;
 pub use status::code;
@@ -35,6 +37,7 @@ pub struct Api {
     images: ImageRoom,
     engine: EngineHandle,
     events: EventLog,
+    store: Store,
     facts: Arc<SystemFacts>,
     repeats: Repeats,
     /// The daemon goes down: streams end, or it would wait for their clients.
@@ -44,24 +47,28 @@ pub struct Api {
 impl Api {
     /// The services over these rooms. What streams to clients, and what waits for something to happen, ends
     /// when `stop` is cancelled.
-    #[must_use]
-    pub(crate) fn new(
+    ///
+    /// # Errors
+    /// When what is kept of earlier requests cannot be read.
+    pub async fn open(
         instances: Instances,
         images: ImageRoom,
         engine: EngineHandle,
         events: EventLog,
+        store: Store,
         facts: Arc<SystemFacts>,
-        repeats: Repeats,
         stop: CancellationToken,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, StoreError> {
+        let repeats = Repeats::open(store.clone(), instances.now()).await?;
+        Ok(Self {
             instances,
             images,
             engine,
             events,
+            store,
             facts,
             repeats,
             stop,
-        }
+        })
     }
 }
