@@ -53,6 +53,7 @@ impl Api {
 
     /// The request being served begins to change an instance.
     fn under_way(&self, id: WorkloadId, revision: u64) -> UnderWay {
+        tracing::info!(instance_id = %id, "a change is asked for");
         self.events.causes().begin(request::current(), id, revision)
     }
 

@@ -133,7 +133,10 @@ where
                 .headers()
                 .get("grpc-status")
                 .and_then(|code| code.to_str().ok());
-            tracing::debug!(grpc_status = code.unwrap_or("0"), took = ?begun.elapsed(), "answered");
+            match code.unwrap_or("0") {
+                "0" => tracing::debug!(took = ?begun.elapsed(), "answered"),
+                code => tracing::info!(grpc_status = code, took = ?begun.elapsed(), "refused"),
+            }
             Ok(response)
         };
         Box::pin(async move {
