@@ -88,7 +88,7 @@ fn short_storm(verdicts: &mut Verdicts) {
         return;
     }
     println!("storm, {SHORT_STORMS} of each half");
-    let verdict = match bench::wake_storm::run(SHORT_STORMS, None) {
+    let verdict = match bench::wake_storm::run(SHORT_STORMS, bench::wake_storm::Judged::Losses, None) {
         Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
         Ok(_) => Verdict::Failed,
         Err(error) => {
