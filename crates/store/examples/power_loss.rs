@@ -108,6 +108,8 @@ struct Counts {
     half_batches: u64,
     unreadable: u64,
     unsound: u64,
+    /// Losses are planted: nobody wants to read of each.
+    quiet: bool,
 }
 
 /// Opens what survived and compares it with what was acknowledged.
@@ -117,7 +119,12 @@ async fn judge(root: &Path, acknowledged: &BTreeMap<u64, u64>, counts: &mut Coun
         Ok(store) => store,
         Err(error) => {
             counts.unreadable += 1;
-            println!("unreadable: {error}: {:?}", error.source().map(ToString::to_string));
+            if !counts.quiet {
+                println!(
+                    "unreadable: {error}: {:?}",
+                    error.source().map(ToString::to_string)
+                );
+            }
             return Ok(());
         }
     };
@@ -127,7 +134,10 @@ async fn judge(root: &Path, acknowledged: &BTreeMap<u64, u64>, counts: &mut Coun
         let key = key.to_string();
         let (writer, letter) = key.split_at(key.len() - 1);
         let letter = letter.chars().next().unwrap_or('?');
-        found.entry(writer.parse()?).or_default().insert(letter, note.batch);
+        found
+            .entry(writer.parse()?)
+            .or_default()
+            .insert(letter, note.batch);
     }
     for writer in 0..WRITERS {
         let last = acknowledged.get(&writer).copied().unwrap_or(0);
@@ -146,8 +156,11 @@ async fn judge(root: &Path, acknowledged: &BTreeMap<u64, u64>, counts: &mut Coun
 }
 
 /// Replays `log` up to `cuts` points.
-async fn replay(log: &[Change], cuts: u64, seed: u64, scratch: &Path) -> Outcome<Counts> {
-    let mut counts = Counts::default();
+async fn replay(log: &[Change], cuts: u64, seed: u64, scratch: &Path, quiet: bool) -> Outcome<Counts> {
+    let mut counts = Counts {
+        quiet,
+        ..Counts::default()
+    };
     let (mut platter, mut done) = (Platter::default(), 0);
     let mut acknowledged = BTreeMap::new();
     let length = u64::try_from(log.len())?;
@@ -175,7 +188,11 @@ async fn main() -> Outcome<()> {
     let cuts: u64 = arguments.next().unwrap_or_else(|| "50".to_owned()).parse()?;
     let seed: u64 = arguments.next().unwrap_or_else(|| "1".to_owned()).parse()?;
     let memory = Path::new("/dev/shm");
-    let scratch = if memory.is_dir() { memory } else { Path::new("/tmp") };
+    let scratch = if memory.is_dir() {
+        memory
+    } else {
+        Path::new("/tmp")
+    };
     let directory = tempfile::tempdir_in(scratch)?;
     let (backing, root) = (directory.path().join("backing"), directory.path().join("disk"));
     std::fs::create_dir(&backing)?;
@@ -184,9 +201,9 @@ async fn main() -> Outcome<()> {
     work(&disk).await?;
     let log = disk.log();
     drop(disk);
-    let counts = replay(&log, cuts, seed, directory.path()).await?;
+    let counts = replay(&log, cuts, seed, directory.path(), false).await?;
     let careless: Vec<Change> = log.iter().filter(|change| !change.is_flush()).cloned().collect();
-    let planted = replay(&careless, cuts.min(50), seed, directory.path()).await?;
+    let planted = replay(&careless, cuts.min(50), seed, directory.path(), true).await?;
     let flushes = log.iter().filter(|change| change.is_flush()).count();
     for (name, value) in [
         ("cut_points", counts.cut_points),

@@ -168,7 +168,11 @@ async fn judge_sleeper(
     if view.state == State::Standby {
         match instances.wake(id).await {
             Ok(_) => woken = true,
-            Err(error) => why = dormouse_model::error::chain(&error),
+            Err(error) => {
+                // A wake that cannot be trusted fails the instance: its reason says more.
+                let reason = instances.view(id).map(|view| view.reason).unwrap_or_default();
+                why = format!("{}: {reason}", dormouse_model::error::chain(&error));
+            }
         }
     }
     let loaded = sights

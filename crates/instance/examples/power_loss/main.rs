@@ -86,7 +86,6 @@ async fn replay(
             }
         }
         done = until;
-        let began = std::time::Instant::now();
         let mut tree = platter.survivors(seed.wrapping_mul(1_000_003).wrapping_add(cut));
         tree.replace(
             Path::new("ram"),
@@ -96,11 +95,9 @@ async fn replay(
         let (backing, root) = (directory.path().join("backing"), directory.path().join("disk"));
         std::fs::create_dir(&backing)?;
         std::fs::create_dir(&root)?;
-        eprintln!("made tree {:?} entries {}", began.elapsed(), tree.iter().count());
         let disk = Disk::mount_tree(&tree, &backing, &root)?;
         disk.set_silent(true);
         judge(world, disk.root(), &known, reboot, counts).await?;
-        eprintln!("cut {cut} {:?}", began.elapsed());
     }
     Ok(())
 }
@@ -124,7 +121,16 @@ async fn main() -> Outcome<()> {
     let outcome = async {
         for (reboot, boot_id) in [(true, EARLIER_BOOT), (false, boot_id.as_str())] {
             let recording = record(&world, scratch, boot_id).await?;
-            replay(&world, &recording, scratch, cuts / 2, seed, reboot, &mut counts).await?;
+            replay(
+                &world,
+                &recording,
+                scratch,
+                cuts.div_ceil(2),
+                seed,
+                reboot,
+                &mut counts,
+            )
+            .await?;
             counts.log_changes += u64::try_from(recording.log.len())?;
             // The same without flushes: the harness sees what is lost.
             let careless = Recording {
@@ -144,7 +150,7 @@ async fn main() -> Outcome<()> {
                 &world,
                 &careless,
                 scratch,
-                (cuts / 2).min(20),
+                cuts.div_ceil(2).min(20),
                 seed,
                 reboot,
                 &mut planted,

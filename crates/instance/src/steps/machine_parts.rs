@@ -227,6 +227,10 @@ fn make_disk(disk: &Path, size: Bytes) -> Result<(), StepFailure> {
     let partial = disk.with_extension("partial");
     remove_leftover(&partial)?;
     dormouse_image::disk::create_empty(&partial, size).map_err(|error| failure(&error))?;
+    // What has the name is whole, also after a power loss.
+    File::open(&partial)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| file_failure("syncing", &partial, &error))?;
     fs::rename(&partial, disk).map_err(|error| file_failure("naming", disk, &error))
 }
 
