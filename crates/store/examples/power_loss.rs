@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 
 use dormouse_disklab::{Change, Disk, Platter};
 use dormouse_store::{Batch, Record, RecordKind, Store};
@@ -74,25 +75,20 @@ fn batch(writer: u64, number: u64) -> Batch {
     }
 }
 
-async fn work(disk: &Disk) -> Outcome<()> {
+async fn work(disk: &Arc<Disk>) -> Outcome<()> {
     for opening in 0..OPENINGS {
         let store = Store::open(&disk.root().join("records.db")).await?;
-        let disk = &disk;
         let mut writers = JoinSet::new();
-        let (acknowledged, mut marks) = tokio::sync::mpsc::channel(1);
         for writer in 0..WRITERS {
-            let (store, acknowledged) = (store.clone(), acknowledged.clone());
+            let (store, disk) = (store.clone(), Arc::clone(disk));
             writers.spawn(async move {
                 for number in opening * BATCHES + 1..=(opening + 1) * BATCHES {
                     store.apply(batch(writer, number)).await?;
-                    acknowledged.send(writer * WRITER + number).await?;
+                    // Before the next batch is begun: one at most is under way.
+                    disk.mark(writer * WRITER + number);
                 }
                 Ok::<(), Box<dyn Error + Send + Sync>>(())
             });
-        }
-        drop(acknowledged);
-        while let Some(mark) = marks.recv().await {
-            disk.mark(mark);
         }
         while let Some(done) = writers.join_next().await {
             done??;
@@ -197,7 +193,7 @@ async fn main() -> Outcome<()> {
     let (backing, root) = (directory.path().join("backing"), directory.path().join("disk"));
     std::fs::create_dir(&backing)?;
     std::fs::create_dir(&root)?;
-    let disk = Disk::mount(&backing, &root)?;
+    let disk = Arc::new(Disk::mount(&backing, &root)?);
     work(&disk).await?;
     let log = disk.log();
     drop(disk);
