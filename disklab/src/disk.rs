@@ -7,7 +7,8 @@ use fuser::{BackgroundSession, MountOption};
 
 use crate::deeds::Passthrough;
 use crate::faults::{Faults, Gate, SharedGate, Tally};
-use crate::log::Change;
+use crate::log::{Change, FileId};
+use crate::tree::Tree;
 
 /// A mounted disk; unmounted when it is dropped.
 #[derive(Debug)]
@@ -24,8 +25,33 @@ impl Disk {
     /// # Errors
     /// When `/dev/fuse` is not there, we are not root, or one of the directories cannot be opened.
     pub fn mount(backing: &Path, at: &Path) -> io::Result<Self> {
+        Self::mount_numbered(backing, at, std::iter::empty())
+    }
+
+    /// Writes `tree` into the empty directory `backing` and mounts it at `at`, each file with the number
+    /// that it had: what a program knew by inode it finds again.
+    ///
+    /// # Errors
+    /// As [`Disk::mount`], and when the tree cannot be written.
+    pub fn mount_tree(tree: &Tree, backing: &Path, at: &Path) -> io::Result<Self> {
+        tree.write_to(backing)?;
+        let numbers = tree
+            .entries
+            .iter()
+            .map(|(path, placed)| (path.as_path(), placed.file));
+        Self::mount_numbered(backing, at, numbers)
+    }
+
+    fn mount_numbered<'a>(
+        backing: &Path,
+        at: &Path,
+        numbers: impl Iterator<Item = (&'a Path, FileId)>,
+    ) -> io::Result<Self> {
         let gate = SharedGate::new(Gate::default());
-        let passthrough = Passthrough::new(backing, SharedGate::clone(&gate))?;
+        let mut passthrough = Passthrough::new(backing, SharedGate::clone(&gate))?;
+        for (path, file) in numbers {
+            passthrough.nodes.number_as(&backing.join(path), file)?;
+        }
         let options = [
             MountOption::FSName("disklab".to_owned()),
             MountOption::AllowOther,

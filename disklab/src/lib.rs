@@ -43,12 +43,14 @@
 //! | `log` | what happened to the disk, as values |
 //! | `faults` | what is to go wrong, and the counting of calls |
 //! | `platter` | which contents are legal after a cut; pure |
-//! | `tree` | one content, and writing it to a directory |
+//! | `content` | what a file holds, pages of zeros left out |
+//! | `tree` | one content of a disk, and writing it to a directory |
 //! | `nodes` | numbers of files, and their descriptors |
 //! | `serve` | the kernel's requests |
 //! | `deeds` | what is asked, done to the backing directory |
 //! | `disk` | the mount |
 
+mod content;
 mod deeds;
 mod disk;
 mod faults;
@@ -58,6 +60,7 @@ mod platter;
 mod serve;
 mod tree;
 
+pub use content::Content;
 pub use disk::Disk;
 pub use faults::{Call, Fail, Failure, Faults, Tally};
 pub use log::{Change, FileId, NodeKind};

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat, lstat};
 
 use crate::log::FileId;
 
@@ -58,6 +58,14 @@ impl Nodes {
             numbers: HashMap::from([(place, ROOT)]),
             next: ROOT + 1,
         })
+    }
+
+    /// Gives the file at `path` this number, before anybody has looked it up.
+    pub(crate) fn number_as(&mut self, path: &Path, file: FileId) -> Result<(), Errno> {
+        let found = lstat(path)?;
+        self.numbers.insert(place(&found), file);
+        self.next = self.next.max(file + 1);
+        Ok(())
     }
 
     /// The descriptor that leads to a file.

@@ -21,6 +21,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::content::Content;
 use crate::log::{Change, FileId, NodeKind};
 use crate::tree::{Entry, Placed, Tree};
 
@@ -53,23 +54,18 @@ impl Pending {
     }
 
     /// Writes the part of it that lies within `from..to`.
-    fn apply(&self, bytes: &mut [u8], from: u64, to: u64) {
+    fn apply(&self, content: &mut Content, from: u64, to: u64) {
         let (start, end) = self.range();
-        let (start, end) = (start.max(from), end.min(to).min(bytes.len() as u64));
+        let (start, end) = (start.max(from), end.min(to));
         if start >= end {
             return;
         }
-        let Some(target) = bytes.get_mut(index(start)..index(end)) else {
-            return;
-        };
         match self {
             Self::Write { offset, data } => {
                 let source = index(start - offset)..index(end - offset);
-                if let Some(source) = data.get(source) {
-                    target.copy_from_slice(source);
-                }
+                content.write(start, data.get(source).unwrap_or_default());
             }
-            Self::Zero { .. } => target.fill(0),
+            Self::Zero { .. } => content.zero(start, end),
         }
     }
 }
@@ -84,7 +80,7 @@ struct Node {
     kind: NodeKind,
     mode: u32,
     owner: (u32, u32),
-    durable: Vec<u8>,
+    durable: Content,
     pending: Vec<Pending>,
     /// Sizes since the flush, each with how many of `pending` came before it.
     sizes: Vec<(usize, u64)>,
@@ -93,12 +89,12 @@ struct Node {
 }
 
 impl Node {
-    const fn new(kind: NodeKind) -> Self {
+    fn new(kind: NodeKind) -> Self {
         Self {
             kind,
             mode: 0o600,
             owner: (0, 0),
-            durable: Vec::new(),
+            durable: Content::default(),
             pending: Vec::new(),
             sizes: Vec::new(),
             size: 0,
@@ -132,41 +128,40 @@ impl Node {
 
     fn flush(&mut self) {
         let longest = self.sizes.iter().map(|(_, size)| *size).max().unwrap_or(0);
-        let room = self.durable.len().max(index(longest));
-        self.durable.resize(room, 0);
+        self.durable.resize(self.durable.size().max(longest));
         for change in self.pending.drain(..) {
             change.apply(&mut self.durable, 0, u64::MAX);
         }
-        self.durable.resize(index(self.size), 0);
+        self.durable.resize(self.size);
         self.sizes.clear();
     }
 
     /// One content that the disk may hold.
-    fn survive(&self, dice: &mut Dice) -> Vec<u8> {
-        let mut bytes = self.durable.clone();
+    fn survive(&self, dice: &mut Dice) -> Content {
+        let mut content = self.durable.clone();
         if self.pending.is_empty() && self.sizes.is_empty() {
-            return bytes;
+            return content;
         }
         let fate = Fate::of(dice);
         let kept = fate.prefix(self.pending.len(), dice);
         let size = self.surviving_size(fate, kept, dice);
         // A cut that is followed by growth reads as zeros behind it: room for all that was there.
         let longest = self.sizes.iter().map(|(_, size)| *size).max().unwrap_or(0);
-        bytes.resize(bytes.len().max(index(longest)).max(index(size)), 0);
+        content.resize(content.size().max(longest).max(size));
         match fate {
             Fate::Prefix => {
                 for change in self.pending.iter().take(kept) {
-                    change.apply(&mut bytes, 0, u64::MAX);
+                    change.apply(&mut content, 0, u64::MAX);
                 }
             }
-            Fate::Scattered(chance) => self.scatter(&mut bytes, chance, dice),
+            Fate::Scattered(chance) => self.scatter(&mut content, chance, dice),
         }
-        bytes.resize(index(size), 0);
-        bytes
+        content.resize(size);
+        content
     }
 
     fn surviving_size(&self, fate: Fate, kept: usize, dice: &mut Dice) -> u64 {
-        let durable = self.durable.len() as u64;
+        let durable = self.durable.size();
         let choices = match fate {
             Fate::Prefix => {
                 let reached = self.sizes.iter().rev().find(|(before, _)| *before <= kept);
@@ -184,7 +179,7 @@ impl Node {
     }
 
     /// Each sector on its own: as it is durably, or as it was after one of the writes to it.
-    fn scatter(&self, bytes: &mut [u8], chance: u32, dice: &mut Dice) {
+    fn scatter(&self, content: &mut Content, chance: u32, dice: &mut Dice) {
         let mut touched: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         for (number, change) in self.pending.iter().enumerate() {
             let (start, end) = change.range();
@@ -203,7 +198,7 @@ impl Node {
             };
             for number in changes.into_iter().take(last) {
                 if let Some(change) = self.pending.get(number) {
-                    change.apply(bytes, sector * SECTOR, (sector + 1) * SECTOR);
+                    change.apply(content, sector * SECTOR, (sector + 1) * SECTOR);
                 }
             }
         }
@@ -392,15 +387,15 @@ impl Platter {
         let mut tree = Tree::default();
         self.place(ROOT, Path::new(""), &names, &mut BTreeSet::new(), &mut tree);
         // Two names of one file have one content.
-        let mut contents: BTreeMap<FileId, Vec<u8>> = BTreeMap::new();
+        let mut contents: BTreeMap<FileId, Content> = BTreeMap::new();
         for placed in tree.entries.values_mut() {
-            let (Entry::File(bytes), Some(node)) = (&mut placed.entry, self.nodes.get(&placed.file)) else {
+            let (Entry::File(held), Some(node)) = (&mut placed.entry, self.nodes.get(&placed.file)) else {
                 continue;
             };
             let content = contents
                 .entry(placed.file)
                 .or_insert_with(|| node.survive(&mut dice));
-            bytes.clone_from(content);
+            held.clone_from(content);
         }
         tree
     }
@@ -428,7 +423,7 @@ impl Platter {
             };
             let path: PathBuf = at.join::<&OsStr>(name);
             let entry = match &node.kind {
-                NodeKind::File => Entry::File(Vec::new()),
+                NodeKind::File => Entry::File(Content::default()),
                 NodeKind::Directory if seen.contains(&file) => continue,
                 NodeKind::Directory => Entry::Directory,
                 NodeKind::Symlink(target) => Entry::Symlink(target.clone()),

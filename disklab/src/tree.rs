@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use crate::content::Content;
 use crate::log::FileId;
 
 /// What is at a path.
@@ -15,7 +16,7 @@ pub enum Entry {
     /// A directory.
     Directory,
     /// A file and what it holds.
-    File(Vec<u8>),
+    File(Content),
     /// A symbolic link and where it leads.
     Symlink(OsString),
 }
@@ -49,7 +50,14 @@ impl Tree {
             .map(|(path, placed)| (path.as_path(), &placed.entry))
     }
 
-    /// Makes all of it beneath the existing empty directory `root`. Long runs of zeros become holes;
+    /// Puts what `other` has at and beneath `path` in the place of what is there; nothing without an `other`.
+    pub fn replace(&mut self, path: &Path, other: Option<Self>) {
+        self.entries.retain(|at, _| !at.starts_with(path));
+        let taken = other.into_iter().flat_map(|other| other.entries);
+        self.entries.extend(taken.filter(|(at, _)| at.starts_with(path)));
+    }
+
+    /// Makes all of it beneath the existing empty directory `root`. Pages of zeros become holes;
     /// two names of one file become hard links.
     ///
     /// # Errors
@@ -64,7 +72,7 @@ impl Tree {
             }
             match &placed.entry {
                 Entry::Directory => fs::create_dir(&at)?,
-                Entry::File(bytes) => write_sparse(&at, bytes)?,
+                Entry::File(content) => write_sparse(&at, content)?,
                 Entry::Symlink(target) => {
                     symlink(target, &at)?;
                     continue;
@@ -80,15 +88,12 @@ impl Tree {
     }
 }
 
-fn write_sparse(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_sparse(path: &Path, content: &Content) -> io::Result<()> {
     use std::os::unix::fs::FileExt as _;
-    const PIECE: usize = 64 * 1024;
     let file = fs::File::create_new(path)?;
-    file.set_len(bytes.len() as u64)?;
-    for (number, piece) in bytes.chunks(PIECE).enumerate() {
-        if piece.iter().any(|byte| *byte != 0) {
-            file.write_all_at(piece, (number * PIECE) as u64)?;
-        }
+    file.set_len(content.size())?;
+    for (offset, page) in content.pages() {
+        file.write_all_at(page, offset)?;
     }
     Ok(())
 }

@@ -111,7 +111,10 @@ fn the_log_rebuilds_what_was_made() {
     let mut platter = Platter::default();
     log.iter().for_each(|change| platter.apply(change));
     let tree = platter.current();
-    assert_eq!(tree.get(Path::new("g")), Some(&Entry::File(now)));
+    assert_eq!(
+        tree.get(Path::new("g")),
+        Some(&Entry::File(now.as_slice().into()))
+    );
     assert_eq!(tree.get(Path::new("d")), Some(&Entry::Directory));
     assert_eq!(tree.iter().count(), 2);
     let copy = tempfile::tempdir().unwrap();
@@ -240,4 +243,29 @@ fn marks_stand_among_the_changes() {
         .map(|change| matches!(change, Change::Mark(5)))
         .collect();
     assert_eq!(kinds, [false, true, false]);
+}
+
+#[test]
+fn a_disk_that_is_mounted_again_has_its_numbers() {
+    let Some(bench) = need("a_disk_that_is_mounted_again") else {
+        return;
+    };
+    fs::create_dir(bench.path("d")).unwrap();
+    for name in ["d/a", "b", "d/c"] {
+        fs::write(bench.path(name), name).unwrap();
+    }
+    fs::remove_file(bench.path("b")).unwrap();
+    let want = fs::metadata(bench.path("d/c")).unwrap().ino();
+    let mut platter = Platter::default();
+    bench.disk.log().iter().for_each(|change| platter.apply(change));
+    let directory = tempfile::tempdir().unwrap();
+    let (backing, root) = (directory.path().join("backing"), directory.path().join("disk"));
+    fs::create_dir(&backing).unwrap();
+    fs::create_dir(&root).unwrap();
+    let again = Disk::mount_tree(&platter.current(), &backing, &root).unwrap();
+    assert_eq!(fs::metadata(root.join("d/c")).unwrap().ino(), want);
+    assert_eq!(fs::read(root.join("d/a")).unwrap(), b"d/a");
+    fs::write(root.join("new"), "new").unwrap();
+    assert!(fs::metadata(root.join("new")).unwrap().ino() > want);
+    drop(again);
 }

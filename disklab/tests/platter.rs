@@ -56,7 +56,7 @@ fn platter(changes: &[Change]) -> Platter {
 
 fn content(platter: &Platter, seed: u64, path: &str) -> Option<Vec<u8>> {
     match platter.survivors(seed).get(Path::new(path)) {
-        Some(Entry::File(bytes)) => Some(bytes.clone()),
+        Some(Entry::File(content)) => Some(content.to_vec()),
         _ => None,
     }
 }

@@ -6,6 +6,7 @@ mod codegen;
 mod demo;
 mod figures;
 mod lab;
+mod power_loss;
 mod scenarios;
 mod setup;
 mod sim;
@@ -92,6 +93,17 @@ enum Suite {
         #[command(flatten)]
         output: Output,
     },
+    /// The power goes at many points while a store is written and instances sleep: replays of logged disks.
+    PowerLoss {
+        /// Cut points of both workloads together.
+        #[arg(long, default_value_t = 1000)]
+        cuts: u64,
+        /// Which of the legal contents are tried.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -143,6 +155,10 @@ fn run(task: Task) -> Result<ExitCode> {
             suite: Some(Suite::Scenarios { spec, output }),
             ..
         } => scenarios::run(&spec, output.json.as_deref()),
+        Task::Test {
+            suite: Some(Suite::PowerLoss { cuts, seed, output }),
+            ..
+        } => power_loss::run(cuts, seed, output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
         Task::Codegen { check } => codegen::run(check),

@@ -9,10 +9,12 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::build::{self, release_directory, workspace};
-use crate::{bench, setup, sim};
+use crate::{bench, power_loss, setup, sim};
 
 /// Seeds of the short simulation.
 const SHORT_SEEDS: u64 = 200;
+/// Cut points of the short power loss.
+const SHORT_CUTS: u64 = 50;
 /// Storms of each half in the short storm.
 const SHORT_STORMS: usize = 1;
 
@@ -49,7 +51,7 @@ impl Verdicts {
     }
 }
 
-/// Runs all tests, the short simulation and the short storm.
+/// Runs all tests, the short simulation, the short storm and the short power loss.
 pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     println!("building what guests run");
     build::guest_binaries()?;
@@ -68,6 +70,7 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
         None,
     );
     short_storm(&mut verdicts);
+    short_power_loss(&mut verdicts);
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -97,6 +100,23 @@ fn short_storm(verdicts: &mut Verdicts) {
         }
     };
     verdicts.add("storm", verdict, None);
+}
+
+fn short_power_loss(verdicts: &mut Verdicts) {
+    if let Some(why) = power_loss::lacking() {
+        verdicts.add("power-loss", Verdict::Skipped, Some(why));
+        return;
+    }
+    println!("power loss, {SHORT_CUTS} cut points");
+    let verdict = match power_loss::run(SHORT_CUTS, 1, None) {
+        Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
+        Ok(_) => Verdict::Failed,
+        Err(error) => {
+            println!("power-loss: {error:#}");
+            Verdict::Failed
+        }
+    };
+    verdicts.add("power-loss", verdict, None);
 }
 
 fn finish(verdicts: &Verdicts, json: Option<&Path>) -> Result<ExitCode> {

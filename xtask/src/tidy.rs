@@ -86,6 +86,7 @@ const PURE: &[&str] = &[
     "crates/hypervisor/src/qemu/translate.rs",
     "crates/hypervisor/src/cloud_hypervisor/translate.rs",
     "crates/hypervisor/src/firecracker/translate.rs",
+    "disklab/src/content.rs",
     "disklab/src/platter.rs",
 ];
 

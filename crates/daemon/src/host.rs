@@ -92,8 +92,22 @@ pub fn prepare(config: &Config) -> Result<PathBuf, HostError> {
 /// # Errors
 /// When it cannot be made.
 pub fn prepare_data(config: &Config) -> Result<(), HostError> {
-    directory(&config.data_directory, 0o700)?;
-    directory(&config.data_directory.join("instances"), 0o700)
+    let data = &config.data_directory;
+    directory(data, 0o700)?;
+    directory(&data.join("instances"), 0o700)?;
+    // Or a power loss takes all that is beneath. Of folders above, whoever made them took care.
+    for path in [Some(data.as_path()), data.parent()].into_iter().flatten() {
+        sync_directory(path)?;
+    }
+    Ok(())
+}
+
+fn sync_directory(path: &Path) -> Result<(), HostError> {
+    let synced = fs::File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|source| HostError::Directory {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn directory(path: &Path, mode: u32) -> Result<(), HostError> {

@@ -66,6 +66,16 @@ impl ContentStore {
     pub fn open(data: &Path, index: Arc<dyn ImageIndex>, limits: Limits) -> Result<Self, ImageError> {
         let directory = data.join("images");
         let (blobs, rootfs) = (Blobs::open(&directory)?, Rootfs::open(&directory)?);
+        // Names that an earlier process had no time to make durable: from here on what is there stays.
+        for folder in [
+            data,
+            &directory,
+            &directory.join("blobs"),
+            blobs.directory(),
+            rootfs.directory(),
+        ] {
+            sync_directory(folder)?;
+        }
         let store = Self {
             blobs,
             rootfs,
@@ -154,17 +164,18 @@ impl ContentStore {
         }
         let mut watch = Watch::new(on_progress);
         watch.begin(Phase::Copying, size)?;
-        let mut new = false;
         for (digest, &size) in blobs {
-            new |= self.blobs.add(digest, size, || source.blob(digest), &mut watch)?;
+            self.blobs.add(digest, size, || source.blob(digest), &mut watch)?;
         }
-        if new {
-            sync_directory(self.blobs.directory())?;
-        }
+        // Also when none was new: another import may have placed one and not come so far.
+        sync_directory(self.blobs.directory())?;
         let manifest = image.manifest.digest;
         let skipped_devices = match self.rootfs.size(&manifest) {
             None => self.rootfs.make(image, &self.blobs, self.limits, &mut watch)?,
-            Some(_) => self.known_skips(&manifest)?,
+            Some(_) => {
+                sync_directory(self.rootfs.directory())?;
+                self.known_skips(&manifest)?
+            }
         };
         let rootfs_path = self.rootfs.path(&manifest);
         let made = fs::metadata(&rootfs_path).map_err(ImageError::io("look at", &rootfs_path))?;
