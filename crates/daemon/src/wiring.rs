@@ -44,6 +44,9 @@ use crate::system::{HostFacts, SystemFacts};
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
+/// How many sleepers' memory is read at a time in the background: one keeps a processor and the disk busy.
+const SETTLING: usize = 1;
+
 /// The tasks without which the daemon is of no use: when one ends, the daemon does.
 pub type Tasks = JoinSet<&'static str>;
 
@@ -104,6 +107,8 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         uid_count: config.uid_count,
         boot,
         boot_timeout: config.boot_timeout,
+        boot_id: host::boot_id()?,
+        settling: Arc::new(tokio::sync::Semaphore::new(SETTLING)),
     });
     let instances = recover(Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {

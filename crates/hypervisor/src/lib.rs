@@ -38,6 +38,10 @@ pub mod port;
 pub mod process;
 pub mod qemu;
 
+/// Version of the translations from a specification to a monitor's arguments. It grows when the machine
+/// that they describe changes, so that device state of before does not load any more.
+pub const TRANSLATION: u32 = 1;
+
 pub use accelerator::Accelerator;
 pub use error::DriverError;
 pub use parts::{BootPart, DiskPart, LaunchSpec, Parts, RamPart, Sharing, SocketPart};
