@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod codegen;
+mod corruption;
 mod demo;
 mod figures;
 mod lab;
@@ -92,6 +93,17 @@ enum Suite {
         #[command(flatten)]
         output: Output,
     },
+    /// Sleepers whose files and records were changed behind their backs: each must be refused.
+    Corruption {
+        /// How many.
+        #[arg(long, default_value_t = 10_000)]
+        cases: usize,
+        /// Where chance begins.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -143,6 +155,10 @@ fn run(task: Task) -> Result<ExitCode> {
             suite: Some(Suite::Scenarios { spec, output }),
             ..
         } => scenarios::run(&spec, output.json.as_deref()),
+        Task::Test {
+            suite: Some(Suite::Corruption { cases, seed, output }),
+            ..
+        } => corruption::run(cases, seed, output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
         Task::Codegen { check } => codegen::run(check),

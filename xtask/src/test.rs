@@ -9,12 +9,14 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::build::{self, release_directory, workspace};
-use crate::{bench, setup, sim};
+use crate::{bench, corruption, setup, sim};
 
 /// Seeds of the short simulation.
 const SHORT_SEEDS: u64 = 200;
 /// Storms of each half in the short storm.
 const SHORT_STORMS: usize = 1;
+/// Cases of the short corruption.
+const SHORT_CASES: usize = 400;
 
 /// What libtest said about one test, by its name with its program's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,7 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
         None,
     );
     short_storm(&mut verdicts);
+    short_corruption(&mut verdicts);
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -97,6 +100,23 @@ fn short_storm(verdicts: &mut Verdicts) {
         }
     };
     verdicts.add("storm", verdict, None);
+}
+
+fn short_corruption(verdicts: &mut Verdicts) {
+    if !setup::is_root() {
+        verdicts.add("corruption", Verdict::Skipped, Some("not root"));
+        return;
+    }
+    println!("corruption, {SHORT_CASES} cases");
+    let verdict = match corruption::run(SHORT_CASES, 1, None) {
+        Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
+        Ok(_) => Verdict::Failed,
+        Err(error) => {
+            println!("corruption: {error:#}");
+            Verdict::Failed
+        }
+    };
+    verdicts.add("corruption", verdict, None);
 }
 
 fn finish(verdicts: &Verdicts, json: Option<&Path>) -> Result<ExitCode> {

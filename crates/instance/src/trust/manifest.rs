@@ -212,8 +212,9 @@ impl Manifest {
     }
 }
 
-/// A body of this version in its frame.
-fn frame(version: u8, body: &[u8]) -> Vec<u8> {
+/// The bytes of a manifest whose body is of this version; public for tests of how versions meet.
+#[must_use]
+pub fn frame(version: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(body.len() + 5);
     bytes.push(version);
     bytes.extend_from_slice(body);
