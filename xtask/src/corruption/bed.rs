@@ -348,10 +348,6 @@ async fn change(
     if in_file.is_empty() {
         return Ok(());
     }
-    // Whoever has the lock has seen the log written back into the file.
-    drop(open_raw(database).await?);
-    let lock = open_raw(database).await?;
-    drop(lock);
     flip_in_file(database, &in_file, random).await
 }
 
@@ -365,12 +361,22 @@ async fn flip_in_file(database: &Path, sleepers: &[&Sleeper], random: &mut Rando
     let mut bytes = fs::read(database)?;
     for sleeper in sleepers {
         let record = sleeper.record();
-        let at = bytes
+        let mut flipped = record.clone();
+        flip(&mut flipped, random);
+        // Freed space of a page keeps what was there: every place, because one of them is read.
+        let places: Vec<usize> = bytes
             .windows(record.len())
-            .position(|window| window == record)
-            .context("a record is not whole in the database's file")?;
-        if let Some(place) = bytes.get_mut(at..at + record.len()) {
-            flip(place, random);
+            .enumerate()
+            .filter(|(_, window)| *window == record)
+            .map(|(at, _)| at)
+            .collect();
+        if places.is_empty() {
+            bail!("a record is not whole in the database's file");
+        }
+        for at in places {
+            if let Some(place) = bytes.get_mut(at..at + record.len()) {
+                place.copy_from_slice(&flipped);
+            }
         }
     }
     fs::write(database, bytes).context("writing the database's file")

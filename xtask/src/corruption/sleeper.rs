@@ -345,8 +345,11 @@ impl Sleeper {
             Kind::Truncate => open()?.set_len(random.next() % RAM.0)?,
             Kind::Extend => open()?.set_len(RAM.0 + 1 + random.next() % RAM.0)?,
             Kind::Stale => {
+                let file = open()?;
+                file.set_len(0)?;
+                file.set_len(RAM.0)?;
                 for (number, page) in &self.stale.pages {
-                    open()?.write_all_at(page, number * digest::PAGE as u64)?;
+                    file.write_all_at(page, number * digest::PAGE as u64)?;
                 }
             }
             Kind::Zero => {
