@@ -16,7 +16,7 @@ use std::time::Duration;
 use dormouse_cgroup::Hierarchy;
 use dormouse_conntrack::{Observations, Observer, ObserverConfig, ObserverHandle};
 use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
-use dormouse_hypervisor::{Accelerator, Driver, Probe};
+use dormouse_hypervisor::{Accelerator, Driver, KeptPrograms, Probe};
 use dormouse_image::{GuestKernel, initrd};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
 use dormouse_instance::{Instances, Rooms};
@@ -91,6 +91,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         store: store.clone(),
         driver: Arc::new(driver),
         probe,
+        kept: Arc::new(KeptPrograms::new(config.data_directory.join("vmm"))),
         network: plane.network.clone(),
         images: Arc::new(images.clone()),
         holder: Arc::new(holder),

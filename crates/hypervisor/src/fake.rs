@@ -272,6 +272,7 @@ impl Driver for FakeDriver {
     async fn probe(&self) -> Result<Probe, DriverError> {
         Ok(Probe {
             version: "0.0.0".into(),
+            program: None,
             accelerator: Accelerator::Emulation {
                 why: "nothing is executed".into(),
             },

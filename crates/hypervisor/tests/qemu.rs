@@ -152,6 +152,7 @@ impl Full {
             .unwrap();
         self.file("root", 1 << 20);
         Parts {
+            program: None,
             ram: RamPart {
                 file: self.file("ram", RAM.0).into(),
                 size: RAM,

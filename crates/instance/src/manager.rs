@@ -223,6 +223,13 @@ impl Instances {
                 tracing::error!(%error, "looking for an instance panicked");
             }
         }
+        // Beside the start: nobody waits for it.
+        let rooms = Arc::clone(&shared.rooms);
+        shared.spawn(async move {
+            if let Err(error) = recovery::sweep_programs(&rooms).await {
+                tracing::warn!(%error, "programs of monitors not swept");
+            }
+        });
         Ok((
             instances,
             InstancesTask {

@@ -1,6 +1,7 @@
 //! Looking at the host for what a record speaks of, when a daemon starts. Gathers facts and handles;
 //! `adoption` decides.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -15,7 +16,7 @@ use dormouse_network::Expected;
 use crate::adoption::{Facts, Seen};
 use crate::machine::{Kept, Phase, ProcessIdentity};
 use crate::memory::Home;
-use crate::record::Remembered;
+use crate::record::{InstanceRecord, Remembered};
 use crate::rooms::Rooms;
 use crate::steps::Parts;
 
@@ -86,6 +87,33 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
         manifest: look(&layout.manifest_file(id, generation.0)),
     };
     Found { facts, parts }
+}
+
+/// Drops the kept programs that no record names. A record that was set aside may name any: then none goes.
+///
+/// # Errors
+/// When records cannot be read, or a program cannot be removed.
+pub(crate) async fn sweep_programs(rooms: &Rooms) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let listing = rooms.store.list::<InstanceRecord>().await?;
+    if !listing.damaged.is_empty() {
+        return Ok(());
+    }
+    let mut in_use: BTreeSet<String> = listing
+        .records
+        .into_iter()
+        .map(|(_, record)| record.monitor)
+        .collect();
+    let (kept, own) = (Arc::clone(&rooms.kept), rooms.probe.program.clone());
+    let dropped = tokio::task::spawn_blocking(move || {
+        // The one that the next start takes.
+        in_use.extend(own.map(|source| kept.keep(&source)).transpose()?);
+        kept.sweep(&in_use)
+    })
+    .await??;
+    if !dropped.is_empty() {
+        tracing::info!(?dropped, "programs that no image needs");
+    }
+    Ok(())
 }
 
 /// Whether a record's phase comes with a link.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dormouse_hypervisor::{Driver, Probe};
+use dormouse_hypervisor::{Driver, KeptPrograms, Probe};
 use dormouse_image::ImageError;
 use dormouse_keeper::{HeldName, Holder};
 use dormouse_model::spec::Placement;
@@ -194,6 +194,8 @@ pub struct Rooms {
     pub driver: Arc<dyn Driver>,
     /// What the driver found on this host.
     pub probe: Probe,
+    /// Programs of monitors, kept for the images that they saved.
+    pub kept: Arc<KeptPrograms>,
     /// Links, parking and knocks.
     pub network: DataPlane,
     /// Imported images.

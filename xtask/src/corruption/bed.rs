@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use dormouse_cgroup::Hierarchy;
-use dormouse_hypervisor::Driver as _;
+use dormouse_hypervisor::fake::FakeDriver;
+use dormouse_hypervisor::{Driver as _, KeptPrograms};
 use dormouse_hypervisor::fake::FakeDriver;
 use dormouse_image::ImageError;
 use dormouse_instance::machine::{BootId, Removal};
@@ -249,6 +250,7 @@ impl Bed {
             store,
             driver: Arc::new(driver.clone()),
             probe: driver.probe().await?,
+            kept: Arc::new(KeptPrograms::new(layout.data.join("vmm"))),
             network: self.network.clone(),
             images: Arc::new(Still(self.scratch.join("root"))),
             holder: Arc::new(LocalHolder::default()),

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use dormouse_hypervisor::{BootPart, TRANSLATION, Deadline, DiskPart, LaunchSpec, Parts, RamPart, SocketPart};
+use dormouse_hypervisor::{BootPart, TRANSLATION, Deadline, DiskPart, LaunchSpec, Parts, ProgramPart, RamPart, SocketPart};
 use dormouse_keeper::HeldKind;
 use dormouse_model::{Bytes, ImagePart, Lost, PartFault};
 use dormouse_sys::pidfd::PidFd;
@@ -71,7 +71,9 @@ impl StepContext {
             .boot
             .as_ref()
             .map_err(|why| StepFailure::Lasting { why: why.clone() })?;
+        let (monitor, program) = self.own_program().await?;
         let mut parts = self.parts(file, ram)?;
+        parts.program = program;
         parts.boot = Some(BootPart {
             kernel: open(&boot.kernel)?,
             initrd: Some(open(&boot.initrd)?),
@@ -90,7 +92,7 @@ impl StepContext {
             Change::Started {
                 vm,
                 ram,
-                monitor: String::new(),
+                monitor,
             },
         ))
     }
@@ -118,7 +120,9 @@ impl StepContext {
         .await?;
         self.check_monitor(&sound.monitor)?;
         let (state, monitor) = (sound.state, sound.monitor.kept);
-        let parts = self.parts(file, ram)?;
+        let program = self.kept_program(&monitor).await?;
+        let mut parts = self.parts(file, ram)?;
+        parts.program = program;
         let agent = connect_early(&parts.agent.path);
         let vm = self
             .rooms
@@ -169,6 +173,29 @@ impl StepContext {
         Ok(())
     }
 
+    /// The host's program, kept from now on, and its name; nothing of a driver without one.
+    async fn own_program(&self) -> Result<(String, Option<ProgramPart>), StepFailure> {
+        let Some(source) = self.rooms.probe.program.clone() else {
+            return Ok((String::new(), None));
+        };
+        let kept = Arc::clone(&self.rooms.kept);
+        blocking(move || {
+            let name = kept.keep(&source).map_err(|error| failure(&error))?;
+            let part = kept.open(&name).map_err(|lost| failure(&lost))?;
+            Ok((name, Some(part)))
+        })
+        .await
+    }
+
+    /// The program that saved an image.
+    async fn kept_program(&self, name: &str) -> Result<Option<ProgramPart>, StepFailure> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let (kept, name) = (Arc::clone(&self.rooms.kept), name.to_owned());
+        blocking(move || kept.open(&name).map(Some).map_err(StepFailure::untrusted)).await
+    }
+
     fn machine(&self) -> LaunchSpec {
         let view = &self.remembered.view;
         LaunchSpec {
@@ -198,6 +225,7 @@ impl StepContext {
             .map_err(|error| failure(&error))?;
         let entrance = group.entrance().map_err(|error| failure(&error))?;
         Ok(Parts {
+            program: None,
             ram: RamPart {
                 file: file.into(),
                 size: ram.size,
