@@ -366,7 +366,12 @@ mod tests {
         fs::remove_file(&program).unwrap();
         fs::write(&program, "prOgram").unwrap();
         assert_eq!(kept.open(&name).unwrap_err().fault, PartFault::Digest);
-        let module = scratch.path().join("vmm").join(&name).join(MODULES).join("accel.so");
+        let module = scratch
+            .path()
+            .join("vmm")
+            .join(&name)
+            .join(MODULES)
+            .join("accel.so");
         fs::remove_file(module).unwrap();
         assert_eq!(kept.open(&name).unwrap_err().fault, PartFault::Digest);
         // A daemon that starts has the sound one of the host.

@@ -11,7 +11,6 @@ use async_trait::async_trait;
 use dormouse_cgroup::Hierarchy;
 use dormouse_hypervisor::fake::FakeDriver;
 use dormouse_hypervisor::{Driver as _, KeptPrograms};
-use dormouse_hypervisor::fake::FakeDriver;
 use dormouse_image::ImageError;
 use dormouse_instance::machine::{BootId, Removal};
 use dormouse_instance::rooms::{Clock, Gateways, GuestCommand, IdleProof, Layout};
