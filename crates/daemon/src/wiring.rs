@@ -79,14 +79,12 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let plane = open_plane(config, &mark, &mut tasks).await?;
     let (observer, observations) = open_observer(config, &mut tasks)?;
     let holder = keeper::reach(&config.run_directory).await?;
-    let vmm_namespace = Arc::new(host::vmm_namespace(&config.run_directory)?);
     let clock = Arc::new(Clock);
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
     let host_facts = HostFacts::read();
     let placement = placement(config, &host_facts);
     let boot = guest_boot(config);
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
-    let sleep_support = sleep_support(&probe);
     let rooms = Arc::new(Rooms {
         store: store.clone(),
         driver: Arc::new(driver),
@@ -95,7 +93,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         network: plane.network.clone(),
         images: Arc::new(images.clone()),
         holder: Arc::new(holder),
-        vmm_namespace,
+        vmm_namespace: Arc::new(host::vmm_namespace(&config.run_directory)?),
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
         layout: layout(config, ram),
@@ -121,15 +119,14 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         store,
         watchbook,
         clock: Arc::clone(&clock),
-        sleep_support,
+        sleep_support: sleep_support(&rooms.probe),
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
-    let events = start_event_log(&rooms, &instances, &mut tasks);
     let api = Api::new(
         instances.clone(),
         images,
         engine.clone(),
-        events,
+        start_event_log(&rooms, &instances, &mut tasks),
         Arc::new(facts),
         stop,
     );

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use dormouse_model::{Attempt, FailReason, MonoTime, State, WakeCause};
+use dormouse_model::{Attempt, FailReason, Fault, MonoTime, State, WakeCause};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -245,7 +245,15 @@ impl Actor {
         if let Step::Write(record) = &step {
             self.remembered.life = record.clone();
             self.remembered.view.generation = record.generation;
-            self.remembered.view.snapshot = SnapshotView::of(&record.phase);
+            let snapshot = SnapshotView::of(&record.phase);
+            if snapshot != self.remembered.view.snapshot
+                && let Some(SnapshotView::Lost(lost)) = &snapshot
+            {
+                let labels = [("part", lost.part.as_str()), ("fault", lost.fault.as_str())];
+                metrics::counter!(crate::metrics::IMAGES_LOST, &labels).increment(1);
+                tracing::error!(instance_id = %self.remembered.view.id, code = lost.code(), %lost, "image lost");
+            }
+            self.remembered.view.snapshot = snapshot;
             if let Phase::Standby { image } = &record.phase {
                 self.remembered.view.memory.home = match image.kept {
                     Kept::Resident { .. } => Home::Tmpfs,

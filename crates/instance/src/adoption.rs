@@ -109,12 +109,7 @@ pub fn decide(record: &Record, facts: &Facts, on_lost: OnLostMemory) -> Decision
     }
 }
 
-fn running(
-    process: ProcessIdentity,
-    readiness: Readiness,
-    facts: &Facts,
-    on_lost: OnLostMemory,
-) -> Decision {
+fn running(process: ProcessIdentity, readiness: Readiness, facts: &Facts, on_lost: OnLostMemory) -> Decision {
     if planted(Plant::AdoptByPidAlone) && facts.start_ticks_at_pid.is_some() {
         return Decision::Adopt { process, readiness };
     }
@@ -354,7 +349,11 @@ mod tests {
             check_by(OnLostMemory::ColdBoot, phase, facts, &format!("cold: {want}"));
         }
         let lost = Lost::plain(ImagePart::Disk, PartFault::Digest);
-        check(Phase::Cold { lost }, FACTS, "cold: the disk is not what was saved");
+        check(
+            Phase::Cold { lost },
+            FACTS,
+            "cold: the disk is not what was saved",
+        );
     }
 
     #[test]

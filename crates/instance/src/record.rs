@@ -17,8 +17,8 @@ use crate::view::{ExitInfo, InstanceView, SnapshotView};
 mod messages;
 
 pub use messages::{
-    ExitRecord, FailureRecord, InstanceRecord, LostRecord, MemoryRecord, PolicyRecord, ProcessRecord, SnapshotRecord,
-    SpecRecord,
+    ExitRecord, FailureRecord, InstanceRecord, LostRecord, MemoryRecord, PolicyRecord, ProcessRecord,
+    SnapshotRecord, SpecRecord,
 };
 
 /// Version of the body; newer ones are refused.

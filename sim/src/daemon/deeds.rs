@@ -30,10 +30,7 @@ impl Daemon {
             step,
             deadline,
         };
-        if matches!(
-            deed.step,
-            Step::Spill { .. } | Step::Settle { .. } | Step::Greet
-        ) {
+        if matches!(deed.step, Step::Spill { .. } | Step::Settle { .. } | Step::Greet) {
             let wait = ground.random.millis(5, 900);
             ground.tell_after(wait, DaemonEvent::AsideEnds(id, number));
             instance.aside = Some(deed);

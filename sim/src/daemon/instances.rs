@@ -479,8 +479,10 @@ impl Daemon {
     /// Begins a new workload.
     pub fn create(&mut self, ground: &mut Ground, id: WorkloadId) {
         ground.tally.created += 1;
-        self.instances
-            .insert(id, Instance::new(Machine::new(Self::settings(ground, id)), ground.now));
+        self.instances.insert(
+            id,
+            Instance::new(Machine::new(Self::settings(ground, id)), ground.now),
+        );
         let ticket = self.call(id, Request::Start);
         if let Some(instance) = self.instances.get_mut(&id) {
             instance.creation = Some(ticket);

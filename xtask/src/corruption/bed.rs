@@ -190,7 +190,9 @@ impl Bed {
                 let mut tasks = JoinSet::new();
                 tasks.spawn(notices.run());
                 for sleeper in &sleepers {
-                    judged.verdicts.push(verdict(&instances, &store, sleeper.id).await?);
+                    judged
+                        .verdicts
+                        .push(verdict(&instances, &store, sleeper.id).await?);
                 }
                 self.count_strays(&driver, &mut judged);
                 for sleeper in &sleepers {

@@ -20,9 +20,7 @@ use dormouse_instance::trust::seal::Seal;
 use dormouse_instance::view::{InstanceView, SnapshotView};
 use dormouse_model::policy::PolicySetting;
 use dormouse_model::spec::Placement;
-use dormouse_model::{
-    Addresses, Bytes, Generation, InstanceSpec, OnLostMemory, State, WallTime, WorkloadId,
-};
+use dormouse_model::{Addresses, Bytes, Generation, InstanceSpec, OnLostMemory, State, WallTime, WorkloadId};
 use dormouse_store::backend::Change;
 use dormouse_store::record::encode;
 use dormouse_store::{Key, RecordKind};
@@ -243,7 +241,8 @@ impl Sleeper {
                 let path = self.layout.manifest_file(self.id, generation);
                 let others = fs::read(other.layout.manifest_file(other.id, generation))?;
                 let stale = &self.stale.manifest;
-                self.change_file(&path, case.kind, &others, stale, random).map(|_| None)
+                self.change_file(&path, case.kind, &others, stale, random)
+                    .map(|_| None)
             }
             Part::ManifestAndRecord => {
                 let path = self.layout.manifest_file(self.id, generation);
@@ -260,7 +259,8 @@ impl Sleeper {
                 let path = self.layout.state_file(self.id, generation);
                 let others = fs::read(other.layout.state_file(other.id, generation))?;
                 let stale = &self.stale.state;
-                self.change_file(&path, case.kind, &others, stale, random).map(|_| None)
+                self.change_file(&path, case.kind, &others, stale, random)
+                    .map(|_| None)
             }
             Part::Disk => self.change_disk(case.kind, other, random).map(|()| None),
             Part::Memory => self.change_memory(case.kind, other, random).map(|()| None),
@@ -417,10 +417,7 @@ pub(super) fn copy_over(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The guest runs, and is put to sleep: disk and memory are other than before.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "everything that a sleep works on, once"
-)]
+#[allow(clippy::too_many_arguments, reason = "everything that a sleep works on, once")]
 fn sleep(
     layout: &Layout,
     id: WorkloadId,

@@ -105,7 +105,12 @@ mod tests {
         figures.knocked(State::Sleeping, at(16));
         figures.step_done(&Step::LetGo, State::Sleeping, at(30), &mut view);
         // The spill's record is no second standby.
-        figures.step_done(&standby(Kept::Spilled { inode: 2 }), State::Standby, at(40), &mut view);
+        figures.step_done(
+            &standby(Kept::Spilled { inode: 2 }),
+            State::Standby,
+            at(40),
+            &mut view,
+        );
         figures.asked(WAKE, at(50));
         figures.step_done(&Step::Open, State::Waking, at(70), &mut view);
         assert_eq!((view.standbys, view.wakes), (before.0 + 1, before.1 + 1));

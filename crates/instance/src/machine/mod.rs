@@ -99,9 +99,7 @@ pub use interface::{
     StepFailure, Ticket,
 };
 pub use plan::Limits;
-pub use record::{
-    BootId, Expected, Kept, MemoryImage, Phase, ProcessIdentity, Readiness, Record, Settled,
-};
+pub use record::{BootId, Expected, Kept, MemoryImage, Phase, ProcessIdentity, Readiness, Record, Settled};
 
 use plan::Plan;
 

@@ -140,12 +140,7 @@ impl Plan {
             Self::Leftover => &[Kind::LetGo, Kind::AttachLink],
             Self::Spill => &[Kind::Spill, Kind::WriteSpilled, Kind::DropResident],
             Self::Settle => &[Kind::Settle, Kind::WriteImage],
-            Self::Forget => &[
-                Kind::WriteCold,
-                Kind::LetGo,
-                Kind::DropMemory,
-                Kind::AttachLink,
-            ],
+            Self::Forget => &[Kind::WriteCold, Kind::LetGo, Kind::DropMemory, Kind::AttachLink],
             // The link is there, with what is parked at it.
             Self::ColdBoot => &[
                 Kind::WriteCold,

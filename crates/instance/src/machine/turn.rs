@@ -288,9 +288,7 @@ impl Machine {
     fn chore(&self) -> Option<Plan> {
         let image = self.image?;
         match image.kept {
-            Kept::Resident { .. } => {
-                (self.settings.spill == SpillPolicy::Spill).then_some(Plan::Spill)
-            }
+            Kept::Resident { .. } => (self.settings.spill == SpillPolicy::Spill).then_some(Plan::Spill),
             Kept::Spilled { .. } => {
                 let settled = image.settled != Settled::Open && image.boot == self.settings.boot;
                 (!settled).then_some(Plan::Settle)

@@ -7,7 +7,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use dormouse_hypervisor::{BootPart, TRANSLATION, Deadline, DiskPart, LaunchSpec, Parts, ProgramPart, RamPart, SocketPart};
+use dormouse_hypervisor::{
+    BootPart, Deadline, DiskPart, LaunchSpec, Parts, ProgramPart, RamPart, SocketPart, TRANSLATION,
+};
 use dormouse_keeper::HeldKind;
 use dormouse_model::{Bytes, ImagePart, Lost, PartFault};
 use dormouse_sys::pidfd::PidFd;
@@ -89,11 +91,7 @@ impl StepContext {
         self.hold_process(&vm).await;
         Ok((
             Done::Process(super::identity_of(vm.process())),
-            Change::Started {
-                vm,
-                ram,
-                monitor,
-            },
+            Change::Started { vm, ram, monitor },
         ))
     }
 
@@ -156,8 +154,9 @@ impl StepContext {
     /// Device state is loaded by the driver, and over the translation, that it was saved by.
     fn check_monitor(&self, saved: &MonitorPart) -> Result<(), StepFailure> {
         const PART: ImagePart = ImagePart::Monitor;
-        let lost =
-            |fault, found: &str, wanted: &str| StepFailure::untrusted(Lost::differs(PART, fault, found, wanted));
+        let lost = |fault, found: &str, wanted: &str| {
+            StepFailure::untrusted(Lost::differs(PART, fault, found, wanted))
+        };
         let driver = self.rooms.driver.kind().as_str();
         if saved.driver != driver {
             return Err(lost(PartFault::Unsupported, driver, &saved.driver));

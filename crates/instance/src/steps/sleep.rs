@@ -136,7 +136,10 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["disk.ext4", "manifest.10", "state.10", "state.11", "state.x"]);
+        assert_eq!(
+            left,
+            ["disk.ext4", "manifest.10", "state.10", "state.11", "state.x"]
+        );
         assert!(drop_earlier_states(&scratch.path().join("gone"), Generation(1)).is_ok());
     }
 }

@@ -1,7 +1,7 @@
 //! What is compared before a wake. Blocking: under a millisecond, but for the memory of an earlier boot.
 //!
-//! Each part is compared through the descriptor that the monitor will get, so that what was compared is what
-//! is loaded.
+//! Device state and memory are compared through the very descriptors that the monitor gets, so that what was
+//! compared is what is loaded.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -135,12 +135,7 @@ impl Check<'_> {
         const PART: ImagePart = ImagePart::Disk;
         // A name is one of ours, never a path to elsewhere.
         let path = self.layout.disk(self.id);
-        same(
-            PART,
-            PartFault::Unsupported,
-            name,
-            &super::seal::name_of(&path),
-        )?;
+        same(PART, PartFault::Unsupported, name, &super::seal::name_of(&path))?;
         let fail = |source| TrustError::of(PART, &path, source);
         let file = File::open(&path).map_err(fail)?;
         same(

@@ -194,7 +194,9 @@ impl Manifest {
     /// # Errors
     /// What is wrong with them.
     pub fn decode(bytes: &[u8]) -> Result<Self, Lost> {
-        let (framed, crc) = bytes.split_last_chunk::<4>().ok_or_else(|| malformed("too short"))?;
+        let (framed, crc) = bytes
+            .split_last_chunk::<4>()
+            .ok_or_else(|| malformed("too short"))?;
         if sum(framed) != u32::from_le_bytes(*crc) {
             return Err(malformed("checksum"));
         }

@@ -10,8 +10,8 @@ use dormouse_model::{
 use proptest::prelude::*;
 
 use crate::machine::{
-    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Expected, Input, Kept, Machine, MemoryImage, Phase,
-    ProcessIdentity, Record, Removal, Request, Settled, Step, StepFailure, Ticket,
+    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Expected, Input, Kept, Machine, MemoryImage,
+    Phase, ProcessIdentity, Record, Removal, Request, Settled, Step, StepFailure, Ticket,
 };
 
 const BOOT: BootId = BootId(1);

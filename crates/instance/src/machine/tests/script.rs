@@ -24,9 +24,9 @@ use dormouse_model::{
 
 use crate::adoption::{Facts, Seen};
 use crate::machine::{
-    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Expected, Input, Kept, Machine, MemoryImage, Phase,
-    ProcessIdentity, Readiness, Record, Removal, Request, Settings, Settled, SpillPolicy, Step, StepFailure,
-    Ticket,
+    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Expected, Input, Kept, Machine, MemoryImage,
+    Phase, ProcessIdentity, Readiness, Record, Removal, Request, Settings, Settled, SpillPolicy, Step,
+    StepFailure, Ticket,
 };
 
 const BOOT: BootId = BootId(1);
@@ -109,9 +109,7 @@ fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<
             let why = "broken".to_owned();
             let failure = match word(2) {
                 "lasting" => StepFailure::Lasting { why },
-                "untrusted" => {
-                    StepFailure::untrusted(Lost::plain(ImagePart::State, PartFault::Digest))
-                }
+                "untrusted" => StepFailure::untrusted(Lost::plain(ImagePart::State, PartFault::Digest)),
                 _ => StepFailure::Passing { why },
             };
             machine.handle(
