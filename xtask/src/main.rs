@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod codegen;
+mod corruption;
 mod demo;
 mod figures;
 mod lab;
@@ -104,6 +105,17 @@ enum Suite {
         #[command(flatten)]
         output: Output,
     },
+    /// Sleepers whose files and records were changed behind their backs: each must be refused.
+    Corruption {
+        /// How many.
+        #[arg(long, default_value_t = 10_000)]
+        cases: usize,
+        /// Where chance begins.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -159,6 +171,10 @@ fn run(task: Task) -> Result<ExitCode> {
             suite: Some(Suite::PowerLoss { cuts, seed, output }),
             ..
         } => power_loss::run(cuts, seed, output.json.as_deref()),
+        Task::Test {
+            suite: Some(Suite::Corruption { cases, seed, output }),
+            ..
+        } => corruption::run(cases, seed, output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
         Task::Codegen { check } => codegen::run(check),

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::build::{self, release_directory, workspace};
-use crate::{bench, power_loss, setup, sim};
+use crate::{bench, corruption, power_loss, setup, sim};
 
 /// Seeds of the short simulation.
 const SHORT_SEEDS: u64 = 200;
@@ -17,6 +17,8 @@ const SHORT_SEEDS: u64 = 200;
 const SHORT_CUTS: u64 = 50;
 /// Storms of each half in the short storm.
 const SHORT_STORMS: usize = 1;
+/// Cases of the short corruption.
+const SHORT_CASES: usize = 400;
 
 /// What libtest said about one test, by its name with its program's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,7 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     );
     short_storm(&mut verdicts);
     short_power_loss(&mut verdicts);
+    short_corruption(&mut verdicts);
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -103,20 +106,40 @@ fn short_storm(verdicts: &mut Verdicts) {
 }
 
 fn short_power_loss(verdicts: &mut Verdicts) {
-    if let Some(why) = power_loss::lacking() {
-        verdicts.add("power-loss", Verdict::Skipped, Some(why));
+    println!("power loss, {SHORT_CUTS} cut points");
+    short(verdicts, "power-loss", power_loss::lacking(), || {
+        power_loss::run(SHORT_CUTS, 1, None)
+    });
+}
+
+fn short_corruption(verdicts: &mut Verdicts) {
+    let lacking = (!setup::is_root()).then_some("not root");
+    println!("corruption, {SHORT_CASES} cases");
+    short(verdicts, "corruption", lacking, || {
+        corruption::run(SHORT_CASES, 1, None)
+    });
+}
+
+/// The short form of a suite that has figures of its own.
+fn short(
+    verdicts: &mut Verdicts,
+    name: &str,
+    lacking: Option<&str>,
+    suite: impl FnOnce() -> Result<ExitCode>,
+) {
+    if let Some(why) = lacking {
+        verdicts.add(name, Verdict::Skipped, Some(why));
         return;
     }
-    println!("power loss, {SHORT_CUTS} cut points");
-    let verdict = match power_loss::run(SHORT_CUTS, 1, None) {
+    let verdict = match suite() {
         Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
         Ok(_) => Verdict::Failed,
         Err(error) => {
-            println!("power-loss: {error:#}");
+            println!("{name}: {error:#}");
             Verdict::Failed
         }
     };
-    verdicts.add("power-loss", verdict, None);
+    verdicts.add(name, verdict, None);
 }
 
 fn finish(verdicts: &Verdicts, json: Option<&Path>) -> Result<ExitCode> {

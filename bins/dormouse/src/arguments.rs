@@ -126,6 +126,9 @@ pub(crate) struct CreateArguments {
     /// Where memory lives: auto, tmpfs, spill or disk.
     #[arg(long, value_name = "PLACE")]
     pub(crate) placement: Option<String>,
+    /// When its memory is lost: stay-stopped, or cold-boot on the next wake.
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) on_lost_memory: Option<String>,
     /// Environment: `KEY=VALUE`, or `KEY` to pass on this shell's.
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     pub(crate) env: Vec<String>,

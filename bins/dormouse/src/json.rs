@@ -66,11 +66,27 @@ pub(crate) fn instance(from: &v1::Instance) -> Value {
         "standby_count": from.standby_count,
         "wake_count": from.wake_count,
         "etag": from.etag,
+        "on_lost_memory": text::word(from.on_lost_memory().as_str_name(), "ON_LOST_MEMORY_").replace('_', "-"),
+        "snapshot": from.snapshot.as_ref().map(snapshot),
+        "monitor": from.monitor,
     });
     if let (Value::Object(value), Value::Object(rest)) = (&mut value, rest) {
         value.extend(rest);
     }
     value
+}
+
+fn snapshot(from: &v1::InstanceSnapshot) -> Value {
+    let lost = from.lost.as_ref().map(|lost| {
+        json!({
+            "code": lost.code,
+            "part": lost.part,
+            "fault": lost.fault,
+            "found": lost.found,
+            "wanted": lost.wanted,
+        })
+    });
+    json!({"settled": from.settled, "lost": lost})
 }
 
 fn exit(from: &v1::InstanceExit) -> Value {

@@ -84,6 +84,12 @@ pub const SECTIONS: &[Section] = &[
                 "look at its parent; run as root",
             ),
             Code::new(
+                "HOST_BOOT_ID",
+                &[Kind::Unavailable],
+                "the kernel does not say which boot this is",
+                "mount /proc",
+            ),
+            Code::new(
                 "HOST_MOUNT",
                 &[Kind::Unavailable],
                 "the tmpfs for RAM cannot be mounted",

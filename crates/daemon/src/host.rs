@@ -34,6 +34,12 @@ pub enum HostError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel's name for this boot.
+    #[error("reading this boot's id")]
+    BootId {
+        /// Why.
+        source: io::Error,
+    },
     /// The API's socket.
     #[error("binding the API's socket {path}")]
     Socket {
@@ -52,6 +58,7 @@ impl Fault for HostError {
         match self {
             Self::Directory { .. } => "HOST_DIRECTORY",
             Self::Mount { .. } => "HOST_MOUNT",
+            Self::BootId { .. } => "HOST_BOOT_ID",
             Self::Socket { .. } => "HOST_SOCKET",
         }
     }
@@ -69,6 +76,14 @@ pub fn mark(data: &Path) -> String {
             (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
         });
     format!("{hash:08x}")
+}
+
+/// The kernel's name for this boot.
+///
+/// # Errors
+/// Without /proc.
+pub fn boot_id() -> Result<String, HostError> {
+    dormouse_sys::clock::boot_id().map_err(|source| HostError::BootId { source })
 }
 
 /// Makes the directories and the tmpfs; returns where the tmpfs is.

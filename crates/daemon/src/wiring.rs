@@ -16,7 +16,7 @@ use std::time::Duration;
 use dormouse_cgroup::Hierarchy;
 use dormouse_conntrack::{Observations, Observer, ObserverConfig, ObserverHandle};
 use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
-use dormouse_hypervisor::{Accelerator, Driver, Probe};
+use dormouse_hypervisor::{Accelerator, Driver, KeptPrograms, Probe};
 use dormouse_image::{GuestKernel, initrd};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
 use dormouse_instance::{Instances, Rooms};
@@ -45,6 +45,9 @@ use crate::system::{HostFacts, SystemFacts};
 /// How often the store's lock is tried, and the pause between.
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many sleepers' memory is read at a time in the background: one keeps a processor and the disk busy.
+const SETTLING: usize = 1;
 
 /// The tasks without which the daemon is of no use: when one ends, the daemon does.
 pub type Tasks = JoinSet<&'static str>;
@@ -78,20 +81,19 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let plane = open_plane(config, &mark, &mut tasks).await?;
     let (observer, observations) = open_observer(config, &mut tasks)?;
     let holder = keeper::reach(&config.run_directory).await?;
-    let vmm_namespace = Arc::new(host::vmm_namespace(&config.run_directory)?);
     let (clock, host_facts) = (Arc::new(Clock), HostFacts::read());
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
     let (placement, boot) = (placement(config, &host_facts), guest_boot(config));
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
-    let sleep_support = sleep_support(&probe);
     let rooms = Arc::new(Rooms {
         store: store.clone(),
         driver: Arc::new(driver),
         probe,
+        kept: Arc::new(KeptPrograms::new(config.data_directory.join("vmm"))),
         network: plane.network.clone(),
         images: Arc::new(images.clone()),
         holder: Arc::new(holder),
-        vmm_namespace,
+        vmm_namespace: Arc::new(host::vmm_namespace(&config.run_directory)?),
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
         layout: layout(config, ram),
@@ -104,6 +106,8 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         uid_count: config.uid_count,
         boot,
         boot_timeout: config.boot_timeout,
+        boot_id: host::boot_id()?,
+        settling: Arc::new(tokio::sync::Semaphore::new(SETTLING)),
     });
     let instances = recover(Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {
@@ -115,7 +119,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         store: store.clone(),
         watchbook,
         clock: Arc::clone(&clock),
-        sleep_support,
+        sleep_support: sleep_support(&rooms.probe),
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
     let events = start_event_log(&rooms, &instances, damages, &mut tasks)?;

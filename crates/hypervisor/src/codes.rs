@@ -57,6 +57,12 @@ pub const SECTIONS: &[Section] = &[Section {
             "read the cause",
         ),
         Code::new(
+            "DRIVER_KEEP",
+            &[Kind::Exhausted, Kind::NotFound, Kind::Unavailable],
+            "the monitor's program cannot be kept under `<data>/vmm`",
+            "free space; read the cause",
+        ),
+        Code::new(
             "DRIVER_TIMEOUT",
             &[Kind::Timeout],
             "it did not answer in time",

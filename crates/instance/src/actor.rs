@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use dormouse_model::{Attempt, FailReason, MonoTime, State, WakeCause};
+use dormouse_model::{Attempt, FailReason, Fault, MonoTime, State, WakeCause};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -23,7 +23,7 @@ use crate::memory::Home;
 use crate::record::Remembered;
 use crate::rooms::Rooms;
 use crate::steps::{Change, Parts, StepContext, StepReport};
-use crate::view::{ExitInfo, InstanceEvent, InstanceView};
+use crate::view::{ExitInfo, InstanceEvent, InstanceView, SnapshotView};
 
 mod figures;
 mod underway;
@@ -245,10 +245,19 @@ impl Actor {
         if let Step::Write(record) = &step {
             self.remembered.life = record.clone();
             self.remembered.view.generation = record.generation;
+            let snapshot = SnapshotView::of(&record.phase);
+            if snapshot != self.remembered.view.snapshot
+                && let Some(SnapshotView::Lost(lost)) = &snapshot
+            {
+                let labels = [("part", lost.part.as_str()), ("fault", lost.fault.as_str())];
+                metrics::counter!(crate::metrics::IMAGES_LOST, &labels).increment(1);
+                tracing::error!(instance_id = %self.remembered.view.id, code = lost.code(), %lost, "image lost");
+            }
+            self.remembered.view.snapshot = snapshot;
             if let Phase::Standby { image } = &record.phase {
                 self.remembered.view.memory.home = match image.kept {
                     Kept::Resident { .. } => Home::Tmpfs,
-                    Kept::Spilled => Home::Disk,
+                    Kept::Spilled { .. } => Home::Disk,
                 };
             }
         }
@@ -330,7 +339,6 @@ impl Actor {
             | Change::Link(_)
             | Change::Tap(_)
             | Change::Drained(_)
-            | Change::Saved { .. }
             | Change::LetGo
             | Change::Ram(_) => {}
         }
@@ -343,24 +351,30 @@ impl Actor {
             Change::Link(link) => self.parts.link = link,
             Change::Tap(tap) => self.parts.tap = tap.map(Arc::new),
             Change::Drained(counters) => self.parts.drained = Some(counters),
-            Change::Started { vm, ram } => {
+            Change::Started { vm, ram, monitor } => {
                 // The process has the tap now, and the link.
                 self.parts.tap = None;
                 self.parts.vm = Some(vm);
                 self.remembered.view.memory = ram;
+                self.remembered.view.monitor = monitor;
                 self.remembered.view.started_at = Some(self.rooms.clock.wall());
                 self.remembered.view.exit = None;
                 self.watch_process();
                 self.connect_agent(Origin::Running);
             }
-            Change::Restored { vm, ram, agent } => {
+            Change::Restored {
+                vm,
+                ram,
+                agent,
+                monitor,
+            } => {
                 self.parts.tap = None;
                 self.parts.vm = Some(vm);
                 self.remembered.view.memory = ram;
+                self.remembered.view.monitor = monitor;
                 self.watch_process();
                 self.connect_agent(Origin::Woken(agent));
             }
-            Change::Saved { state_sha256 } => self.remembered.state_sha256 = state_sha256,
             Change::LetGo => {
                 self.parts.vm = None;
                 self.parts.tap = None;
@@ -374,22 +388,16 @@ impl Actor {
     }
 
     /// What is left to do for a sleeper without a process, and nothing waits for: states of earlier sleeps
-    /// go, and the dirty pages of memory on disk are written out, so that the kernel can take them back
-    /// whenever it wants.
+    /// go.
     fn tidy_sleeper(&mut self) {
         let Phase::Standby { image } = self.remembered.life.phase else {
             return;
         };
-        let (ram, id) = (self.remembered.view.memory, self.remembered.view.id);
+        let id = self.remembered.view.id;
         let layout = self.rooms.layout.clone();
         self.chores.spawn_blocking(move || {
             if let Err(failure) = crate::steps::drop_earlier_states(&layout.instance(id), image.generation) {
                 tracing::warn!(instance_id = %id, why = failure.why(), "earlier states are left");
-            }
-            if ram.home == Home::Disk
-                && let Err(error) = layout.images().flush(id)
-            {
-                tracing::warn!(instance_id = %id, %error, "memory not flushed");
             }
         });
     }
@@ -496,6 +504,8 @@ impl Actor {
             let ours = &self.remembered.view;
             published.pid != ours.pid
                 || published.memory != ours.memory
+                || published.snapshot != ours.snapshot
+                || published.monitor != ours.monitor
                 || published.last_wake != ours.last_wake
                 || published.last_standby != ours.last_standby
                 || published.last_commit != ours.last_commit

@@ -161,4 +161,98 @@ pub const SECTIONS: &[Section] = &[
             ),
         ],
     },
+    Section {
+        title: "Saved images",
+        intro: "Why an image is not loaded: the state reason of a failed instance begins with `the memory image is lost`, \
+                and `dormouse inspect` shows code, part, what was found and what was wanted under `snapshot.lost`. \
+                Parts are `manifest`, `state`, `memory`, `disk` and `monitor`. What follows is the instance's policy \
+                (`--on-lost-memory`): `stay-stopped` fails it, and a start boots it from its disk; `cold-boot` boots it \
+                on its next wake.",
+        codes: &[
+            Code::new(
+                "SNAPSHOT_MISSING",
+                &[Kind::Corrupt],
+                "a file of the image is gone",
+                "find out who removed it; start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_UNREADABLE",
+                &[Kind::Corrupt],
+                "the disk does not give a file back",
+                "look at the kernel's log and at the disk; start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_SIZE",
+                &[Kind::Corrupt],
+                "a file has another length",
+                "as above",
+            ),
+            Code::new(
+                "SNAPSHOT_INODE",
+                &[Kind::Corrupt],
+                "memory is another file than the one that the guest left, in the same boot",
+                "do not copy or replace files of sleepers; start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_DIGEST",
+                &[Kind::Corrupt],
+                "a file is not what was saved: its SHA-256 differs",
+                "look at the disk; for `disk`: somebody wrote to it while its guest slept; start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_MALFORMED",
+                &[Kind::Corrupt],
+                "the manifest, or the name of the kept monitor, makes no sense",
+                "start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_VERSION",
+                &[Kind::Unsupported],
+                "a newer program wrote the manifest, or another version saved the state",
+                "use that program; start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_OWNER",
+                &[Kind::Corrupt],
+                "the manifest is another instance's",
+                "start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_GENERATION",
+                &[Kind::Corrupt],
+                "the manifest is of another sleep",
+                "start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_UNSETTLED",
+                &[Kind::Corrupt],
+                "the host rebooted before the memory was known to be on disk",
+                "nothing was wrong; start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_UNSUPPORTED",
+                &[Kind::Unsupported],
+                "the image is of a sort, or of a driver, that is not loaded here",
+                "use the driver that saved it; start the instance",
+            ),
+            Code::new(
+                "SNAPSHOT_REFUSED",
+                &[Kind::Corrupt],
+                "the monitor refused to load the state",
+                "`dormouse logs --source vmm NAME`",
+            ),
+            Code::new(
+                "SNAPSHOT_FILE",
+                &[Kind::Exhausted, Kind::Unavailable],
+                "a file of the image cannot be read or written now; nothing is lost",
+                "read the cause",
+            ),
+            Code::new(
+                "SNAPSHOT_CUT_SHORT",
+                &[Kind::Cancelled],
+                "a wake, a stop or the end of the daemon came before the comparison was over",
+                "none: it is done again",
+            ),
+        ],
+    },
 ];

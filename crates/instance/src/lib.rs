@@ -12,6 +12,7 @@
 //! | [`machine`] | the lifecycle machine: state, admission, plans; no I/O, no clock |
 //! | [`adoption`] | what a workload is when a daemon starts, from its record and the host; pure |
 //! | [`memory`] | where a guest's RAM is, awake and asleep |
+//! | [`trust`] | what is written of an image at a sleep, and compared before a wake |
 //! | [`record`] | the durable record |
 //! | [`view`] | what others see |
 //! | [`rooms`] | what the tasks work with; the seams to images and to the proof of idleness |
@@ -29,6 +30,7 @@ pub mod memory;
 pub mod metrics;
 pub mod record;
 pub mod rooms;
+pub mod trust;
 pub mod view;
 
 mod actor;

@@ -237,6 +237,13 @@ impl Instances {
             }
         }
         sweep::leftovers(&shared.rooms, &owners).await;
+        // Beside the start: nobody waits for it.
+        let rooms = Arc::clone(&shared.rooms);
+        shared.spawn(async move {
+            if let Err(error) = recovery::sweep_programs(&rooms).await {
+                tracing::warn!(%error, "programs of monitors not swept");
+            }
+        });
         Ok((
             instances,
             InstancesTask {
@@ -263,7 +270,7 @@ impl Instances {
         let found = recovery::look(rooms, &remembered).await;
         let mut effects = Vec::new();
         let machine = Machine::recover(
-            rooms.machine_settings(&remembered.view.memory),
+            rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
             remembered.life.clone(),
             &found.facts,
             rooms.clock.now(),
@@ -370,7 +377,9 @@ impl Instances {
             }
             return Err(InstanceError::Store { what, source });
         }
-        let machine = Machine::new(rooms.machine_settings(&remembered.view.memory));
+        let machine = Machine::new(
+            rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
+        );
         let birth = InstanceEvent::Created(Box::new(remembered.view.clone()));
         self.launch_task(machine, remembered, Parts::default(), Some(birth), Vec::new());
         if start {
@@ -418,6 +427,8 @@ impl Instances {
             addresses,
             memory: GuestRam::fresh(placement, request.spec.memory),
             generation: Record::NEW.generation,
+            snapshot: None,
+            monitor: String::new(),
             created_at: now,
             started_at: None,
             state_changed_at: now,
@@ -437,7 +448,6 @@ impl Instances {
             view,
             uid,
             life: Record::NEW,
-            state_sha256: Vec::new(),
         })
     }
 

@@ -1,6 +1,7 @@
 //! Looking at the host for what a record speaks of, when a daemon starts. Gathers facts and handles;
 //! `adoption` decides.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -8,16 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_hypervisor::{Adopted, Deadline, ProcessRecord};
-use dormouse_model::Generation;
 use dormouse_model::error::chain;
+use dormouse_model::{Bytes, Generation};
 use dormouse_network::Expected;
 
-use crate::adoption::{Facts, Presence};
+use crate::adoption::{Facts, Seen};
 use crate::machine::{Kept, Phase, ProcessIdentity};
 use crate::memory::Home;
-use crate::record::Remembered;
+use crate::record::{InstanceRecord, Remembered};
 use crate::rooms::Rooms;
-use crate::steps::{Parts, boot_of};
+use crate::steps::Parts;
 
 /// How long a VMM of an earlier daemon may take to answer, and how often it is asked: to give it up is to
 /// end it, and a busy host is no reason for that.
@@ -35,12 +36,11 @@ pub(crate) struct Found {
 /// and does not answer is still ours, and is ended through its group.
 pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
     let id = remembered.view.id;
-    let boot_text = dormouse_sys::clock::boot_id().unwrap_or_default();
     let mut parts = Parts::default();
     let mut start_ticks_at_pid = None;
     if let Phase::Running { process, .. } = &remembered.life.phase {
         start_ticks_at_pid = dormouse_sys::clock::process_start_ticks(process.pid).ok();
-        parts.vm = adopt(rooms, remembered, *process, &boot_text).await;
+        parts.vm = adopt(rooms, remembered, *process).await;
         if parts.vm.is_none() {
             start_ticks_at_pid = None;
         }
@@ -59,7 +59,7 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
     }
     let files = rooms.layout.images();
     if let Phase::Standby { image } = &remembered.life.phase
-        && image.kept == Kept::Spilled
+        && matches!(image.kept, Kept::Spilled { .. })
         // What a crash kept from being dropped: the record says that the disk is the truth.
         && let Err(error) = files.drop_image(id, Home::Tmpfs)
     {
@@ -70,32 +70,56 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
         Phase::Stopped
         | Phase::Starting
         | Phase::Running { .. }
+        | Phase::Cold { .. }
         | Phase::Stopping
         | Phase::Failed { .. }
         | Phase::Deleting => Generation(0),
     };
+    let asleep = matches!(remembered.life.phase, Phase::Standby { .. });
+    let layout = &rooms.layout;
+    let look = |path: &Path| asleep.then(|| seen(path)).flatten();
     let facts = Facts {
-        boot: boot_of(&boot_text),
+        boot: rooms.boot(),
         start_ticks_at_pid,
-        resident_inode: inode(&files.path(id, Home::Tmpfs)),
-        spilled: if files.path(id, Home::Disk).is_file() {
-            Presence::Present
-        } else {
-            Presence::Absent
-        },
-        device_state: rooms
-            .layout
-            .state_file(id, generation.0)
-            .is_file()
-            .then_some(generation),
+        resident: look(&files.path(id, Home::Tmpfs)),
+        spilled: look(&files.path(id, Home::Disk)),
+        state: look(&layout.state_file(id, generation.0)),
+        manifest: look(&layout.manifest_file(id, generation.0)),
     };
     Found { facts, parts }
+}
+
+/// Drops the kept programs that no record names. A record that was set aside may name any: then none goes.
+///
+/// # Errors
+/// When records cannot be read, or a program cannot be removed.
+pub(crate) async fn sweep_programs(rooms: &Rooms) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let listing = rooms.store.list::<InstanceRecord>().await?;
+    if !listing.damaged.is_empty() {
+        return Ok(());
+    }
+    let mut in_use: BTreeSet<String> = listing
+        .records
+        .into_iter()
+        .map(|(_, record)| record.monitor)
+        .collect();
+    let (kept, own) = (Arc::clone(&rooms.kept), rooms.probe.program.clone());
+    let dropped = tokio::task::spawn_blocking(move || {
+        // The one that the next start takes.
+        in_use.extend(own.map(|source| kept.keep(&source)).transpose()?);
+        kept.sweep(&in_use)
+    })
+    .await??;
+    if !dropped.is_empty() {
+        tracing::info!(?dropped, "programs that no image needs");
+    }
+    Ok(())
 }
 
 /// Whether a record's phase comes with a link.
 const fn has_link(phase: &Phase) -> bool {
     match phase {
-        Phase::Running { .. } | Phase::Standby { .. } => true,
+        Phase::Running { .. } | Phase::Standby { .. } | Phase::Cold { .. } => true,
         Phase::Stopped | Phase::Starting | Phase::Stopping | Phase::Failed { .. } | Phase::Deleting => false,
     }
 }
@@ -104,17 +128,16 @@ async fn adopt(
     rooms: &Rooms,
     remembered: &Remembered,
     process: ProcessIdentity,
-    boot_text: &str,
 ) -> Option<Arc<dyn dormouse_hypervisor::Vm>> {
     let id = remembered.view.id;
-    if process.boot != boot_of(boot_text) {
+    if process.boot != rooms.boot() {
         return None;
     }
     let record = ProcessRecord {
         identity: dormouse_hypervisor::ProcessIdentity {
             pid: process.pid,
             start_ticks: process.start_ticks,
-            boot_id: boot_text.to_owned(),
+            boot_id: rooms.boot_id.clone(),
         },
         control: rooms.layout.control_socket(id),
     };
@@ -146,6 +169,11 @@ async fn held_tap(rooms: &Rooms, remembered: &Remembered) -> Option<OwnedFd> {
     }
 }
 
-fn inode(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|meta| meta.ino())
+/// A regular file; what cannot be looked at is not there.
+fn seen(path: &Path) -> Option<Seen> {
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    meta.is_file().then(|| Seen {
+        inode: meta.ino(),
+        length: Bytes(meta.len()),
+    })
 }

@@ -283,7 +283,10 @@ pub fn encode<R: Record>(key: &Key, record: &R) -> Vec<u8> {
     encode_body(R::KIND, key, R::VERSION, &record.encode_to_vec())
 }
 
-pub(crate) fn encode_body(kind: RecordKind, key: &Key, version: u8, body: &[u8]) -> Vec<u8> {
+/// The bytes of a record's body as a program that knows `version` keeps them: what shows that records of
+/// other versions are told apart needs them.
+#[must_use]
+pub fn encode_body(kind: RecordKind, key: &Key, version: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(FRAME + body.len());
     bytes.push(version);
     bytes.extend_from_slice(body);

@@ -1374,6 +1374,38 @@ pub struct InstanceAddresses {
     #[prost(string, tag = "3")]
     pub mac: ::prost::alloc::string::String,
 }
+/// What is known of a memory image.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InstanceSnapshot {
+    /// Whether it outlives a reboot of the host: it is on disk, flushed, and its digest is recorded.
+    #[prost(bool, tag = "1")]
+    pub settled: bool,
+    /// Why it must not be loaded; unset while nothing is known to be wrong with it.
+    #[prost(message, optional, tag = "2")]
+    pub lost: ::core::option::Option<LostImage>,
+}
+/// Why a memory image must not be loaded.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LostImage {
+    /// Stable, such as SNAPSHOT_DIGEST.
+    #[prost(string, tag = "1")]
+    pub code: ::prost::alloc::string::String,
+    /// Which part: manifest, state, memory, disk or monitor.
+    #[prost(string, tag = "2")]
+    pub part: ::prost::alloc::string::String,
+    /// What is wrong with it: missing, unreadable, size, inode, digest, malformed, version, owner,
+    /// generation, unsettled, unsupported or refused.
+    #[prost(string, tag = "3")]
+    pub fault: ::prost::alloc::string::String,
+    /// What was found; empty when that says nothing.
+    #[prost(string, tag = "4")]
+    pub found: ::prost::alloc::string::String,
+    /// What was wanted, likewise.
+    #[prost(string, tag = "5")]
+    pub wanted: ::prost::alloc::string::String,
+}
 /// How a workload's command ended.
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1515,6 +1547,17 @@ pub struct Instance {
     /// first. last_standby_ms goes on until the process is gone.
     #[prost(double, optional, tag = "37")]
     pub last_commit_ms: ::core::option::Option<f64>,
+    /// What becomes of it when its memory is lost; never unspecified in an answer.
+    #[prost(enumeration = "OnLostMemory", tag = "38")]
+    pub on_lost_memory: i32,
+    /// What is known of its memory image; unset while it has none: when it runs or is stopped. Of a
+    /// failed instance: the image that it was lost by.
+    #[prost(message, optional, tag = "39")]
+    pub snapshot: ::core::option::Option<InstanceSnapshot>,
+    /// The name under which its virtual machine monitor is kept, which alone may load its memory image:
+    /// version and beginning of the digest. Empty before its first start.
+    #[prost(string, tag = "40")]
+    pub monitor: ::prost::alloc::string::String,
 }
 /// Request of CreateInstance.
 #[allow(clippy::all)]
@@ -1580,6 +1623,9 @@ pub struct CreateInstanceRequest {
     /// done again, and what is so now is answered. At most 64 characters. With another request it is refused.
     #[prost(string, tag = "17")]
     pub request_id: ::prost::alloc::string::String,
+    /// What becomes of it when its memory is lost; unspecified: it stays stopped.
+    #[prost(enumeration = "OnLostMemory", tag = "18")]
+    pub on_lost_memory: i32,
 }
 /// Request of GetInstance.
 #[allow(clippy::all)]
@@ -1888,6 +1934,42 @@ impl MemoryPlacement {
             "MEMORY_PLACEMENT_TMPFS" => Some(Self::Tmpfs),
             "MEMORY_PLACEMENT_SPILL" => Some(Self::Spill),
             "MEMORY_PLACEMENT_DISK" => Some(Self::Disk),
+            _ => None,
+        }
+    }
+}
+/// What becomes of an instance whose memory is lost: its image is not what was saved, or the host
+/// rebooted under it.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OnLostMemory {
+    /// It stays stopped.
+    Unspecified = 0,
+    /// It is failed with the reason; a start boots it from its disk.
+    StayStopped = 1,
+    /// A sleeper stays asleep, and its next wake boots it with what waits for it kept; one that ran when
+    /// the host rebooted is started again.
+    ColdBoot = 2,
+}
+impl OnLostMemory {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ON_LOST_MEMORY_UNSPECIFIED",
+            Self::StayStopped => "ON_LOST_MEMORY_STAY_STOPPED",
+            Self::ColdBoot => "ON_LOST_MEMORY_COLD_BOOT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ON_LOST_MEMORY_UNSPECIFIED" => Some(Self::Unspecified),
+            "ON_LOST_MEMORY_STAY_STOPPED" => Some(Self::StayStopped),
+            "ON_LOST_MEMORY_COLD_BOOT" => Some(Self::ColdBoot),
             _ => None,
         }
     }
