@@ -85,7 +85,6 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let placement = placement(config, &host_facts);
     let boot = guest_boot(config);
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
-    let sleep_support = sleep_support(&probe);
     let rooms = Arc::new(Rooms {
         store: store.clone(),
         driver: Arc::new(driver),
@@ -117,7 +116,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         store: store.clone(),
         watchbook,
         clock: Arc::clone(&clock),
-        sleep_support,
+        sleep_support: sleep_support(&rooms.probe),
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
     let events = start_event_log(&rooms, &instances, damages, &mut tasks);
