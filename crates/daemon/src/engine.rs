@@ -308,15 +308,17 @@ impl EngineTask {
                 HashMap::new()
             }
         };
-        let views = self.rooms.instances.list();
-        let present: BTreeSet<WorkloadId> = views.iter().map(|view| view.id).collect();
+        let present: BTreeSet<WorkloadId> = self.rooms.instances.ids().into_iter().collect();
         let gone: Vec<WorkloadId> = self.known.difference(&present).copied().collect();
         for id in gone {
             self.gone(id);
         }
-        for view in views {
-            let record = records.remove(&Key::from(view.id));
-            self.meet(&view, record);
+        for id in present {
+            let record = records.remove(&Key::from(id));
+            // Gone meanwhile: the event of that is on its way.
+            if let Ok(view) = self.rooms.instances.see(id, |view| self.workload(view)) {
+                self.meet(view, record);
+            }
         }
     }
 
@@ -330,7 +332,7 @@ impl EngineTask {
                     // The next tap counts from nothing: what this one had counted says nothing of that.
                     self.rooms.watchbook.forget(view.id);
                 }
-                self.meet(view, None);
+                self.meet(self.workload(view), None);
             }
         }
     }
@@ -354,15 +356,19 @@ impl EngineTask {
         });
     }
 
-    fn meet(&mut self, view: &InstanceView, record: Option<IdleRecord>) {
-        self.known.insert(view.id);
-        let view = WorkloadView {
+    /// What the engine knows of an instance.
+    fn workload(&self, view: &InstanceView) -> WorkloadView {
+        WorkloadView {
             id: view.id,
             state: view.state,
             addresses: Some(view.addresses),
             sleep_support: self.rooms.sleep_support,
             policy: view.spec.standby.clone(),
-        };
+        }
+    }
+
+    fn meet(&mut self, view: WorkloadView, record: Option<IdleRecord>) {
+        self.known.insert(view.id);
         self.input(Input::WorkloadChanged { view, record });
     }
 

@@ -13,10 +13,10 @@ use dormouse_model::error::chain;
 use dormouse_network::Expected;
 
 use crate::adoption::{Facts, Presence};
-use crate::machine::{Kept, Phase, ProcessIdentity};
+use crate::machine::{BootId, Kept, Phase, ProcessIdentity};
 use crate::memory::Home;
 use crate::record::Remembered;
-use crate::rooms::Rooms;
+use crate::rooms::{Layout, Rooms};
 use crate::steps::{Parts, boot_of};
 
 /// How long a VMM of an earlier daemon may take to answer, and how often it is asked: to give it up is to
@@ -57,7 +57,18 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
             Err(error) => tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted"),
         }
     }
-    let files = rooms.layout.images();
+    let facts = facts(&rooms.layout, remembered, boot_of(&boot_text), start_ticks_at_pid);
+    Found { facts, parts }
+}
+
+/// What the files say of a record. Blocking: a handful of looks at names.
+pub(crate) fn facts(
+    layout: &Layout,
+    remembered: &Remembered,
+    boot: BootId,
+    start_ticks_at_pid: Option<u64>,
+) -> Facts {
+    let (id, files) = (remembered.view.id, layout.images());
     if let Phase::Standby { image } = &remembered.life.phase
         && image.kept == Kept::Spilled
         // What a crash kept from being dropped: the record says that the disk is the truth.
@@ -74,8 +85,8 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
         | Phase::Failed { .. }
         | Phase::Deleting => Generation(0),
     };
-    let facts = Facts {
-        boot: boot_of(&boot_text),
+    Facts {
+        boot,
         start_ticks_at_pid,
         resident_inode: inode(&files.path(id, Home::Tmpfs)),
         spilled: if files.path(id, Home::Disk).is_file() {
@@ -83,13 +94,11 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
         } else {
             Presence::Absent
         },
-        device_state: rooms
-            .layout
+        device_state: layout
             .state_file(id, generation.0)
             .is_file()
             .then_some(generation),
-    };
-    Found { facts, parts }
+    }
 }
 
 /// Whether a record's phase comes with a link.
