@@ -225,6 +225,11 @@ impl EngineTask {
         // Subscribed before listed: what changes in between is seen twice, never not at all.
         let mut changes = self.rooms.instances.events();
         self.take_all_instances().await;
+        // All that a start looks at once has been freed.
+        self.running.spawn_blocking(|| {
+            dormouse_sys::memory::give_back_freed();
+            Ended::Nothing
+        });
         loop {
             let deadline = self.engine.next_deadline();
             tokio::select! {

@@ -313,8 +313,13 @@ impl Lab {
         let host = HostAddress::Unix(self.footprint.socket());
         self.client = self.runtime.block_on(async {
             let client = Client::connect(&host).await.ok()?;
-            client.system().get_info(v1::GetInfoRequest {}).await.ok()?;
-            Some(client)
+            let nobody = v1::GetInstanceRequest {
+                instance: "nobody".to_owned(),
+            };
+            // Whatever it says, it answers.
+            let answer = client.instances().get_instance(nobody).await;
+            let error = answer.map(drop).map_err(ClientError::from);
+            matches!(error, Err(ClientError::Refused { .. })).then_some(client)
         });
         Ok(())
     }
