@@ -198,6 +198,14 @@ pub(crate) fn check(from: &v1::Check) -> Value {
     })
 }
 
+pub(crate) fn setup(from: &v1::SetupResponse) -> Value {
+    let setting = |it: &v1::ChangedSetting| json!({"path": it.path, "before": it.before, "after": it.after});
+    json!({
+        "sleepers": from.sleepers,
+        "changed": from.changed.iter().map(setting).collect::<Vec<_>>(),
+    })
+}
+
 pub(crate) fn event(from: &v1::Event) -> Value {
     use v1::event::What;
     let mut value = json!({"cursor": from.cursor, "at": time(from.at.as_ref())});

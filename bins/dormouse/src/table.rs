@@ -245,6 +245,18 @@ pub(crate) fn checks(checks: &[v1::Check]) -> String {
     )
 }
 
+/// `setup`.
+pub(crate) fn changed_settings(changed: &[v1::ChangedSetting]) -> String {
+    let row = |setting: &v1::ChangedSetting| {
+        vec![
+            setting.path.clone(),
+            setting.before.to_string(),
+            setting.after.to_string(),
+        ]
+    };
+    plain(vec!["SETTING", "WAS", "IS"], changed.iter().map(row).collect())
+}
+
 /// `system info`.
 pub(crate) fn system_info(info: &v1::SystemInfo, now: WallTime) -> String {
     let counts: Vec<String> = info

@@ -48,6 +48,7 @@ pub(crate) async fn dispatch(session: &Session, verb: Verb) -> Result<ExitCode, 
         Verb::Events(arguments) => events::events(session, arguments).await?,
         Verb::System(SystemVerb::Info) => system::info(session).await?,
         Verb::Doctor | Verb::System(SystemVerb::Doctor) => return system::doctor(session).await,
+        Verb::Setup(arguments) => system::setup(session, &arguments).await?,
         Verb::Version => system::version(session).await?,
     }
     Ok(ExitCode::SUCCESS)

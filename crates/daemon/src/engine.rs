@@ -433,7 +433,14 @@ impl EngineTask {
         for effect in effects {
             metrics::counter!("dormouse_standby_effects_total", "effect" => effect.name()).increment(1);
             match effect {
-                Effect::RequestResync => self.rooms.observer.resync(),
+                Effect::RequestResync => {
+                    self.rooms.observer.resync();
+                    // The one thing that comes by itself, and only while something is awake.
+                    self.running.spawn_blocking(|| {
+                        crate::setup::count_overflows();
+                        Ended::Nothing
+                    });
+                }
                 Effect::ConfirmIdle { id, attempt } => self.confirm(id, attempt),
                 // What is asked is asked here, in the order of the effects; only the waiting is a task's.
                 Effect::RequestSleep { id, attempt } => {

@@ -363,6 +363,14 @@ impl Instances {
             .collect()
     }
 
+    /// How many instances are in `state`.
+    #[must_use]
+    pub fn count(&self, state: State) -> usize {
+        let registry = self.shared.registry();
+        let is_so = |entry: &&Entry| entry.see(|view| view.state == state) == Some(true);
+        registry.entries.values().filter(is_so).count()
+    }
+
     /// The ids of all instances, in the order of their creation.
     #[must_use]
     pub fn ids(&self) -> Vec<WorkloadId> {

@@ -318,8 +318,10 @@ impl Lab {
             };
             // Whatever it says, it answers.
             let answer = client.instances().get_instance(nobody).await;
-            let error = answer.map(drop).map_err(ClientError::from);
-            matches!(error, Err(ClientError::Refused { .. })).then_some(client)
+            let error = ClientError::from(answer.err()?);
+            let answered =
+                matches!(&error, ClientError::Api(api) if api.kind == dormouse_model::Kind::NotFound);
+            answered.then_some(client)
         });
         Ok(())
     }
