@@ -136,6 +136,18 @@ enum Bench {
         #[command(flatten)]
         output: Output,
     },
+    /// Ten thousand sleepers: what each costs, how soon the daemon serves, that all are silent, and that a
+    /// scan of all of them parks. Boots nothing: a stub stands in for QEMU.
+    Sleepers {
+        /// How many.
+        #[arg(long, default_value_t = 10_000)]
+        count: u32,
+        /// Seconds in which nothing may happen.
+        #[arg(long, default_value_t = 60)]
+        idle: u64,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Open connections over many sleeps.
     Connections {
         /// Sleeps and wakes.
@@ -193,6 +205,7 @@ fn run_bench(bench: &Bench) -> Result<ExitCode> {
             bench::wake_storm::Judged::LossesAndTimes,
             file(output),
         ),
+        Bench::Sleepers { count, idle, output } => bench::sleepers::run(*count, *idle, file(output)),
         Bench::Connections { cycles, output } => bench::connections::run(*cycles, file(output)),
     }
 }

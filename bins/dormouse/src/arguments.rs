@@ -97,8 +97,20 @@ pub(crate) enum Verb {
     Store(StoreVerb),
     /// Say what this host can do, and why not.
     Doctor,
+    /// Raise the host's limits for many sleepers, saying what changes; doctor says whether that is needed.
+    Setup(SetupArguments),
     /// Print the versions of this program and of the daemon.
     Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetupArguments {
+    /// For so many sleepers [default: as many as the daemon is configured for].
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "undo")]
+    pub(crate) sleepers: Option<u32>,
+    /// Put back what setup changed, as far as nobody else changed it since.
+    #[arg(long)]
+    pub(crate) undo: bool,
 }
 
 /// One or more instances.
@@ -472,6 +484,10 @@ mod tests {
             ("store quarantine ls", None),
             ("store quarantine rm instance abc", None),
             ("store quarantine rm instance", Some(E::MissingRequiredArgument)),
+            ("setup", None),
+            ("setup --sleepers 20000 --json", None),
+            ("setup --undo", None),
+            ("setup --undo --sleepers 5", Some(E::ArgumentConflict)),
             ("version", None),
             ("slep a", Some(E::InvalidSubcommand)),
             ("", Some(E::DisplayHelpOnMissingArgumentOrSubcommand)),

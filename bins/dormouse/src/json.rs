@@ -239,6 +239,14 @@ pub(crate) fn store_report(from: &v1::StoreReport) -> Value {
     })
 }
 
+pub(crate) fn setup(from: &v1::SetupResponse) -> Value {
+    let setting = |it: &v1::ChangedSetting| json!({"path": it.path, "before": it.before, "after": it.after});
+    json!({
+        "sleepers": from.sleepers,
+        "changed": from.changed.iter().map(setting).collect::<Vec<_>>(),
+    })
+}
+
 pub(crate) fn event(from: &v1::Event) -> Value {
     use v1::event::What;
     let mut value = json!({

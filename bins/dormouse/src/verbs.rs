@@ -55,6 +55,7 @@ pub(crate) async fn dispatch(session: &Session, verb: Verb) -> Result<ExitCode, 
         Verb::Store(StoreVerb::Quarantine(QuarantineVerb::Rm(arguments))) => {
             store::quarantine_rm(session, arguments).await?;
         }
+        Verb::Setup(arguments) => system::setup(session, &arguments).await?,
         Verb::Version => system::version(session).await?,
     }
     Ok(ExitCode::SUCCESS)

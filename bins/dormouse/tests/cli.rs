@@ -200,6 +200,13 @@ fn the_rest_answers() {
     );
     assert!(daemon.dormouse("system info").exits(0).stdout.contains("version"));
     assert!(daemon.dormouse("doctor").exits(0).stdout.contains("warning"));
+    let raised = daemon.dormouse("setup --sleepers 10000").exits(0).stdout;
+    assert!(
+        raised.contains("44096") && raised.contains("setup --undo"),
+        "{raised}"
+    );
+    let same = daemon.dormouse("setup --sleepers 1").exits(0).stdout;
+    assert!(same.contains("nothing changed"), "{same}");
     assert!(daemon.dormouse("version").exits(0).stdout.contains("daemon  9.9"));
     let events = daemon.dormouse("events").exits(125);
     assert_eq!(events.stdout, "- 2 events were missed\n");

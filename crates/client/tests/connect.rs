@@ -41,6 +41,9 @@ impl SystemService for Minimal {
     ) -> Result<Response<v1::DropQuarantinedResponse>, Status> {
         Ok(Response::new(v1::DropQuarantinedResponse {}))
     }
+    async fn setup(&self, _: Request<v1::SetupRequest>) -> Result<Response<v1::SetupResponse>, Status> {
+        Err(Status::failed_precondition("no"))
+    }
     type WatchEventsStream = tokio_stream::Empty<Result<v1::Event, Status>>;
     async fn watch_events(
         &self,

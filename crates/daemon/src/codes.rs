@@ -90,6 +90,12 @@ pub const SECTIONS: &[Section] = &[
                 "mount /proc",
             ),
             Code::new(
+                "SETUP_NOTE",
+                &[Kind::Unavailable],
+                "the note of what `setup` changed cannot be kept or read; nothing was changed",
+                "look at `host-settings` in the data directory",
+            ),
+            Code::new(
                 "HOST_MOUNT",
                 &[Kind::Unavailable],
                 "the tmpfs for RAM cannot be mounted",

@@ -10,6 +10,7 @@
 //! | [`events`] | the event log |
 //! | [`images`] | images joined with the store and with instances |
 //! | [`keeper`] | finding or starting the keeper of descriptors |
+//! | [`setup`] | settings of the host, raised and put back |
 //! | [`system`] | facts of the host, the doctor |
 //! | [`health`] | what `grpc.health.v1` says |
 //! | [`host`] | directories and mounts of ours |
@@ -27,6 +28,7 @@ pub mod host;
 pub mod images;
 pub mod keeper;
 pub mod server;
+pub mod setup;
 pub mod system;
 pub mod wiring;
 

@@ -20,6 +20,7 @@ use dormouse_hypervisor::{Accelerator, Driver, KeptPrograms, Probe};
 use dormouse_image::{GuestKernel, initrd};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
 use dormouse_instance::{Instances, Rooms};
+use dormouse_model::State;
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
@@ -109,7 +110,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         boot_id: host::boot_id()?,
         settling: Arc::new(tokio::sync::Semaphore::new(SETTLING)),
     });
-    let instances = recover(Arc::clone(&rooms), &mut tasks).await?;
+    let instances = recover(config, Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {
         instances: instances.clone(),
         observer,
@@ -196,7 +197,7 @@ fn layout(config: &Config, ram: PathBuf) -> Layout {
 }
 
 /// Recovers the instances, and then sweeps what bears our mark and is nobody's.
-async fn recover(rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, DaemonError> {
+async fn recover(config: &Config, rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, DaemonError> {
     let network = rooms.network.clone();
     let (instances, notices) = Instances::recover(rooms).await?;
     tasks.spawn(async move {
@@ -207,6 +208,7 @@ async fn recover(rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, Daem
         Ok(swept) => tracing::debug!(?swept, "data plane swept"),
         Err(error) => tracing::warn!(error = %chain(&error), "sweeping the data plane"),
     }
+    look_at_limits(config, &instances).await;
     Ok(instances)
 }
 
@@ -217,6 +219,14 @@ fn start_engine(config: &Config, rooms: EngineRooms, tasks: &mut Tasks) -> Engin
         "engine"
     });
     handle
+}
+
+/// Names limits of the host that are too low for the sleepers that there are.
+async fn look_at_limits(config: &Config, instances: &Instances) {
+    let sleepers = instances.count(State::Standby);
+    let data = config.data_directory.clone();
+    // What panics in there is logged there, and no reason not to start.
+    drop(tokio::task::spawn_blocking(move || crate::setup::look_at_start(&data, sleepers as u64)).await);
 }
 
 /// What `auto` means on this host.
@@ -408,6 +418,7 @@ fn system_facts(
             .as_ref()
             .map(|boot| boot.kernel.clone())
             .map_err(Clone::clone),
+        sleepers: config.sleepers,
         cgroup: format!("{:?} at {}", cgroups.version(), cgroups.root().display()),
     }
 }

@@ -33,8 +33,22 @@ Where a code has several kinds below, its cause decides.
 |---|---|---|
 ";
 
+/// Writes the page, or with `check` only says whether it is what would be written.
+///
+/// # Errors
+/// When it cannot be written.
+#[cfg(not(feature = "codegen"))]
+pub(crate) fn run(check: bool) -> anyhow::Result<std::process::ExitCode> {
+    let page = crate::build::workspace().join("docs/errors.md");
+    super::keep(&[(page, self::page().into_bytes())], check)
+}
+
 /// The whole page.
-pub(super) fn page() -> String {
+#[cfg_attr(
+    feature = "codegen",
+    allow(dead_code, reason = "written by the run without that feature")
+)]
+fn page() -> String {
     let mut page = HEAD.to_owned();
     for kind in Kind::ALL {
         let advice = match kind {

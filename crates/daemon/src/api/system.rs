@@ -22,6 +22,7 @@ use super::convert::{Extras, event_to_wire, placement_to_wire, state_to_wire, ti
 use super::refusal::{FieldError, RequestError};
 use super::status::status;
 use crate::events::{Entry, Found, Happening, Position};
+use crate::setup;
 use crate::system::{self, Check, Verdict};
 
 /// Events that may wait for a slow client; the log keeps the rest.
@@ -149,6 +150,36 @@ impl SystemService for Api {
             .await
             .map_err(|error| status(&error))?;
         Ok(Response::new(v1::DropQuarantinedResponse {}))
+    }
+
+    async fn setup(&self, request: Request<v1::SetupRequest>) -> Result<Response<v1::SetupResponse>, Status> {
+        let request = request.into_inner();
+        let sleepers = match (request.undo, request.sleepers) {
+            (true, _) => 0,
+            (false, 0) => self.facts.sleepers,
+            (false, wanted) => wanted,
+        };
+        let data = self.facts.data_directory.clone();
+        let change = move || {
+            if request.undo {
+                setup::undo(&data)
+            } else {
+                setup::raise(&data, u64::from(sleepers))
+            }
+        };
+        let changed = tokio::task::spawn_blocking(change)
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| status(&error))?;
+        let changed = changed
+            .into_iter()
+            .map(|setting| v1::ChangedSetting {
+                path: setting.path.display().to_string(),
+                before: setting.before,
+                after: setting.after,
+            })
+            .collect();
+        Ok(Response::new(v1::SetupResponse { changed, sleepers }))
     }
 
     type WatchEventsStream = EventStream;

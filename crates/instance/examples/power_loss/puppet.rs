@@ -208,6 +208,7 @@ impl Driver for Puppet {
     async fn probe(&self) -> Result<Probe, DriverError> {
         Ok(Probe {
             version: "1".to_owned(),
+            program: None,
             accelerator: Accelerator::Emulation {
                 why: "nothing is executed".to_owned(),
             },

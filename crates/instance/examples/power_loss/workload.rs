@@ -9,7 +9,8 @@ use dormouse_instance::machine::Removal;
 use dormouse_instance::{CreateRequest, Instances};
 use dormouse_model::policy::PolicySetting;
 use dormouse_model::spec::Placement;
-use dormouse_model::{Bytes, InstanceSpec, SleepTrigger, State, WorkloadId};
+use dormouse_model::{Bytes, InstanceSpec, OnLostMemory, SleepTrigger, State, WorkloadId};
+use dormouse_store::Batch;
 use tokio::task::JoinSet;
 
 use crate::Outcome;
@@ -125,12 +126,15 @@ async fn life(
             labels: std::collections::BTreeMap::new(),
             standby: PolicySetting::Disabled,
             stop_timeout: Duration::from_secs(1),
+            on_lost_memory: OnLostMemory::StayStopped,
         };
         let made = instances
             .create(CreateRequest {
                 spec,
                 start: false,
                 auto_remove: false,
+                id: None,
+                along: Batch::new(),
             })
             .await?;
         let id = made.id;

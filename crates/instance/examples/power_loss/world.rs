@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_cgroup::Hierarchy;
-use dormouse_hypervisor::Driver as _;
+use dormouse_hypervisor::{Driver as _, KeptPrograms};
 use dormouse_image::ImageError;
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, GuestCommand, IdleProof, Layout};
 use dormouse_instance::{Images, Instances, Rooms};
@@ -17,6 +17,7 @@ use dormouse_model::{InstanceSpec, WorkloadId};
 use dormouse_network::{AddressPool, DataPlane, LinkCounters, NetworkConfig};
 use dormouse_store::Store;
 use dormouse_sys::netns::Namespace;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::Outcome;
@@ -145,6 +146,9 @@ impl World {
                 command_line: String::new(),
             }),
             boot_timeout: Duration::from_secs(20),
+            boot_id: boot_id.to_owned(),
+            settling: Arc::new(Semaphore::new(2)),
+            kept: Arc::new(KeptPrograms::new(disk.join("data/vmm"))),
         };
         let (instances, notices) = Instances::recover(Arc::new(rooms)).await?;
         let mut tasks = JoinSet::new();

@@ -3276,6 +3276,42 @@ pub struct DropQuarantinedRequest {
 #[allow(clippy::all)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DropQuarantinedResponse {}
+/// Request of Setup.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetupRequest {
+    /// For so many sleepers; 0: for as many as the daemon is configured for.
+    #[prost(uint32, tag = "1")]
+    pub sleepers: u32,
+    /// Put back what earlier calls changed, as far as nobody else changed it since.
+    #[prost(bool, tag = "2")]
+    pub undo: bool,
+}
+/// A setting of the host that was changed.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangedSetting {
+    /// The file below /proc/sys.
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    /// What it was.
+    #[prost(uint64, tag = "2")]
+    pub before: u64,
+    /// What it is.
+    #[prost(uint64, tag = "3")]
+    pub after: u64,
+}
+/// Response of Setup.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetupResponse {
+    /// What this call changed; nothing when all was as it should be.
+    #[prost(message, repeated, tag = "1")]
+    pub changed: ::prost::alloc::vec::Vec<ChangedSetting>,
+    /// For how many sleepers the host is set up now; 0 after an undo.
+    #[prost(uint32, tag = "2")]
+    pub sleepers: u32,
+}
 /// Request of WatchEvents.
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3614,6 +3650,28 @@ pub mod system_service_client {
                 .insert(GrpcMethod::new("dormouse.v1.SystemService", "Doctor"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes settings of the host that many sleepers need, or puts them back. Idempotent.
+        pub async fn setup(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetupRequest>,
+        ) -> std::result::Result<tonic::Response<super::SetupResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dormouse.v1.SystemService/Setup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dormouse.v1.SystemService", "Setup"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Streams changes as they happen, from now on or after a cursor. A client that reads too slowly,
         /// or resumes after a cursor that is too old, receives a gap in place of what it missed.
         pub async fn watch_events(
@@ -3737,6 +3795,11 @@ pub mod system_service_server {
             &self,
             request: tonic::Request<super::DoctorRequest>,
         ) -> std::result::Result<tonic::Response<super::DoctorResponse>, tonic::Status>;
+        /// Changes settings of the host that many sleepers need, or puts them back. Idempotent.
+        async fn setup(
+            &self,
+            request: tonic::Request<super::SetupRequest>,
+        ) -> std::result::Result<tonic::Response<super::SetupResponse>, tonic::Status>;
         /// Server streaming response type for the WatchEvents method.
         type WatchEventsStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::Event, tonic::Status>,
@@ -3926,6 +3989,50 @@ pub mod system_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DoctorSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dormouse.v1.SystemService/Setup" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetupSvc<T: SystemService>(pub Arc<T>);
+                    impl<
+                        T: SystemService,
+                    > tonic::server::UnaryService<super::SetupRequest> for SetupSvc<T> {
+                        type Response = super::SetupResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SystemService>::setup(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetupSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
