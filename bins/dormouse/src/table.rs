@@ -1,5 +1,4 @@
 //! The tables that people read.
-
 use std::time::Duration;
 
 use comfy_table::{Cell, ContentArrangement, Table, presets};

@@ -1,6 +1,6 @@
 //! The instance manager: finds instances by name and id, makes them, hands requests to their tasks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -69,8 +69,9 @@ struct Registry {
     entries: BTreeMap<WorkloadId, Entry>,
     names: HashMap<Name, WorkloadId>,
     pool: AddressPool,
-    uids: HashMap<u32, WorkloadId>,
-    addresses: HashMap<WorkloadId, Addresses>,
+    uids: BTreeSet<u32>,
+    /// Addresses and user id of each instance.
+    holdings: HashMap<WorkloadId, (Addresses, u32)>,
     /// Images of instances that are being made: from before the image is looked at for the last time until
     /// the instance is in `entries`. Who removes an image asks here too.
     leases: HashMap<WorkloadId, String>,
@@ -219,11 +220,11 @@ impl Shared {
         registry.entries.remove(&id);
         registry.leases.remove(&id);
         registry.names.retain(|_, owner| *owner != id);
-        registry.uids.retain(|_, owner| *owner != id);
-        if let Some(addresses) = registry.addresses.remove(&id)
-            && let Err(error) = registry.pool.release(addresses)
-        {
-            tracing::warn!(instance_id = %id, %error, "addresses given back");
+        if let Some((addresses, uid)) = registry.holdings.remove(&id) {
+            registry.uids.remove(&uid);
+            if let Err(error) = registry.pool.release(addresses) {
+                tracing::warn!(instance_id = %id, %error, "addresses given back");
+            }
         }
     }
 }
@@ -337,14 +338,14 @@ impl Instances {
             return Err(InstanceError::NameTaken { name });
         }
         let uid = (rooms.first_uid..rooms.first_uid.saturating_add(rooms.uid_count))
-            .find(|uid| !registry.uids.contains_key(uid))
+            .find(|uid| !registry.uids.contains(uid))
             .ok_or(InstanceError::Exhausted { what: "user id" })?;
         let addresses = registry
             .pool
             .allocate()
             .map_err(|_| InstanceError::Exhausted { what: "address" })?;
-        registry.addresses.insert(id, addresses);
-        registry.uids.insert(uid, id);
+        registry.holdings.insert(id, (addresses, uid));
+        registry.uids.insert(uid);
         registry.names.insert(name, id);
         registry.leases.insert(id, image_digest.clone());
         drop(registry);

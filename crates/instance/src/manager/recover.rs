@@ -2,7 +2,7 @@
 //! thousands, are looked at together, each question asked once for all; whatever else there is has a look
 //! of its own.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -137,8 +137,8 @@ impl Instances {
                 entries: BTreeMap::new(),
                 names: HashMap::new(),
                 pool: rooms.pool.clone(),
-                uids: HashMap::new(),
-                addresses: HashMap::new(),
+                uids: BTreeSet::new(),
+                holdings: HashMap::new(),
                 leases: HashMap::new(),
             }),
             rooms,
@@ -163,8 +163,8 @@ impl Instances {
         if let Err(error) = registry.pool.claim(addresses) {
             tracing::error!(instance_id = %id, %error, "recorded addresses");
         }
-        registry.addresses.insert(id, addresses);
-        registry.uids.insert(remembered.uid, id);
+        registry.holdings.insert(id, (addresses, remembered.uid));
+        registry.uids.insert(remembered.uid);
     }
 
     async fn bring_back(&self, remembered: Remembered) {
