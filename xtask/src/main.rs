@@ -5,6 +5,7 @@ mod build;
 mod codegen;
 mod demo;
 mod figures;
+mod hostile;
 mod lab;
 mod scenarios;
 mod setup;
@@ -92,6 +93,17 @@ enum Suite {
         #[command(flatten)]
         output: Output,
     },
+    /// Hostile input at every edge: each case's code, and that nothing changed.
+    Hostile {
+        /// Only areas with this in their names.
+        #[arg(long)]
+        area: Option<String>,
+        /// Leave out what takes longer than seconds.
+        #[arg(long)]
+        short: bool,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -143,6 +155,10 @@ fn run(task: Task) -> Result<ExitCode> {
             suite: Some(Suite::Scenarios { spec, output }),
             ..
         } => scenarios::run(&spec, output.json.as_deref()),
+        Task::Test {
+            suite: Some(Suite::Hostile { area, short, output }),
+            ..
+        } => hostile::run(short, area.as_deref(), output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
         Task::Codegen { check } => codegen::run(check),

@@ -78,14 +78,13 @@ impl ImageRoom {
     ///
     /// # Errors
     /// When they cannot be read.
-    pub async fn open(data: &Path, store: Store) -> Result<Self, ImageError> {
+    pub async fn open(data: &Path, store: Store, limits: Limits) -> Result<Self, ImageError> {
         let index = StoreIndex {
             store,
             runtime: tokio::runtime::Handle::current(),
         };
         let folder = data.to_owned();
-        let content =
-            blocking(move || ContentStore::open(&folder, Arc::new(index), Limits::default())).await?;
+        let content = blocking(move || ContentStore::open(&folder, Arc::new(index), limits)).await?;
         let room = Self {
             content: Arc::new(content),
             known: Arc::default(),

@@ -68,7 +68,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let ram = host::prepare(config)?;
     let mark = host::mark(&config.data_directory);
     let store = open_store(&config.data_directory.join("dormouse.db")).await?;
-    let images = ImageRoom::open(&config.data_directory, store.clone()).await?;
+    let images = ImageRoom::open(&config.data_directory, store.clone(), config.image_limits).await?;
     let driver = QemuDriver::new(qemu_config(config));
     let probe = driver.probe().await?;
     let cgroups = Hierarchy::open(&format!("dormouse-{mark}"), &config.run_directory.join("cgroup"))?;

@@ -1,0 +1,67 @@
+//! `test hostile`: input that nobody sends by mistake, against a private daemon. Each case states the code
+//! that it must be refused with; the daemon must serve afterwards, and nothing may be left.
+//!
+//! | area | what |
+//! |---|---|
+//! | `images` | archives, documents, layers, entries, amounts |
+//!
+//! No guest runs: the virtual machine monitor is a script.
+
+mod archive;
+mod bed;
+mod images;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::figures::Figures;
+use crate::lab::Parts;
+use crate::setup::Need;
+use bed::{Bed, Tally};
+
+/// Runs all areas, or with `only` those whose names have it in them; prints and writes the counts.
+pub(crate) fn run(short: bool, only: Option<&str>, json: Option<&Path>) -> Result<ExitCode> {
+    bed::need_root()?;
+    let begun = Instant::now();
+    let parts = Parts::scripted(Need::Guests)?;
+    let mut tally = Tally::default();
+    let wanted = |area: &str| only.is_none_or(|only| area.contains(only));
+    if wanted("images") {
+        let mut bed = Bed::with(short, parts.clone(), &images::LIMITS)?;
+        images::run(&mut bed)?;
+        finish(bed, &mut tally)?;
+    }
+    report(&tally, begun, json)
+}
+
+/// Ends a bed; what it leaves on the machine is a failed case.
+fn finish(bed: Bed, tally: &mut Tally) -> Result<()> {
+    let Bed { lab, tally: own, .. } = bed;
+    tally.take(own);
+    let left = lab.end()?;
+    let fault = (!left.is_empty()).then(|| left.join("; "));
+    tally.note("leftovers", "a daemon of hostile cases leaves nothing", fault);
+    Ok(())
+}
+
+fn report(tally: &Tally, begun: Instant, json: Option<&Path>) -> Result<ExitCode> {
+    let mut figures = Figures::begin("test hostile", "none");
+    println!("{:12} {:>6} {:>6}", "area", "cases", "ok");
+    for (area, counts) in &tally.areas {
+        println!("{area:12} {:>6} {:>6}", counts.cases, counts.ok);
+        figures.count(&format!("{area}_cases"), counts.cases);
+        figures.count(&format!("{area}_ok"), counts.ok);
+        figures.count("cases", counts.cases);
+        figures.count("wrong", counts.cases - counts.ok);
+    }
+    for skipped in &tally.skipped {
+        println!("skipped: {skipped}");
+    }
+    figures.count("skipped", tally.skipped.len() as u64);
+    figures.count("seconds", begun.elapsed().as_secs());
+    figures.check_count("B.5", "wrong", 0);
+    figures.finish(json)
+}
