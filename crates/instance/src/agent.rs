@@ -242,7 +242,10 @@ impl Talk {
                     Ok(count) => {
                         let mut events = Vec::new();
                         self.channel.receive(buffer.get(..count).unwrap_or_default(), &mut events);
-                        self.partial_since = self.channel.is_partial().then(Instant::now);
+                        // Counted from the frame's first byte: behind half a frame of a sender that
+                        // died, a living one goes on talking.
+                        let since = self.partial_since.filter(|_| events.is_empty());
+                        self.partial_since = self.channel.is_partial().then(|| since.unwrap_or_else(Instant::now));
                         self.take(events).await;
                     }
                 },

@@ -4,12 +4,19 @@
 //! | area | what |
 //! |---|---|
 //! | `images` | archives, documents, layers, entries, amounts |
+//! | `states` | each verb in each state in which it is wrong |
+//! | `monitor` | a virtual machine monitor that answers wrong, or not |
+//! | `agent` | a guest that speaks nonsense |
 //!
 //! No guest runs: the virtual machine monitor is a script.
 
+mod agent;
 mod archive;
 mod bed;
+mod guests;
 mod images;
+mod monitor;
+mod states;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,17 +29,34 @@ use crate::lab::Parts;
 use crate::setup::Need;
 use bed::{Bed, Tally};
 
+/// An area: its name, keys of its daemon's configuration, its cases.
+type Area = (
+    &'static str,
+    &'static [(&'static str, &'static str)],
+    fn(&mut Bed) -> Result<()>,
+);
+
+/// All areas.
+const AREAS: &[Area] = &[
+    ("images", &images::LIMITS, images::run),
+    ("states", &[], states::run),
+    ("monitor", &[], monitor::run),
+    ("agent", &[], agent::run),
+];
+
 /// Runs all areas, or with `only` those whose names have it in them; prints and writes the counts.
 pub(crate) fn run(short: bool, only: Option<&str>, json: Option<&Path>) -> Result<ExitCode> {
     bed::need_root()?;
     let begun = Instant::now();
     let parts = Parts::scripted(Need::Guests)?;
     let mut tally = Tally::default();
-    let wanted = |area: &str| only.is_none_or(|only| area.contains(only));
-    if wanted("images") {
-        let mut bed = Bed::with(short, parts.clone(), &images::LIMITS)?;
-        images::run(&mut bed)?;
-        finish(bed, &mut tally)?;
+    for (name, environment, area) in AREAS {
+        if only.is_none_or(|only| name.contains(only)) {
+            println!("{name}");
+            let mut bed = Bed::with(short, parts.clone(), environment)?;
+            area(&mut bed)?;
+            finish(bed, &mut tally)?;
+        }
     }
     report(&tally, begun, json)
 }
