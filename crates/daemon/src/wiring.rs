@@ -18,6 +18,7 @@ use dormouse_conntrack::{Observations, Observer, ObserverConfig, ObserverHandle}
 use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
 use dormouse_hypervisor::{Accelerator, Driver, Probe};
 use dormouse_image::{GuestKernel, initrd};
+use dormouse_instance::ledger::{Floors, Ledger};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
 use dormouse_instance::{Instances, Rooms};
 use dormouse_model::error::chain;
@@ -84,6 +85,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let boot = guest_boot(config);
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
     let sleep_support = sleep_support(&probe);
+    let ledger = Arc::new(ledger(config, &ram));
     let rooms = Arc::new(Rooms {
         store: store.clone(),
         driver: Arc::new(driver),
@@ -95,6 +97,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
         layout: layout(config, ram),
+        ledger: Arc::clone(&ledger),
         clock: Arc::clone(&clock),
         pool: plane.pool,
         placement,
@@ -179,6 +182,15 @@ fn open_observer(config: &Config, tasks: &mut Tasks) -> Result<(ObserverHandle, 
         "observer"
     });
     Ok((handle, observations))
+}
+
+fn ledger(config: &Config, ram: &Path) -> Ledger {
+    let floors = Floors {
+        disk: config.disk_floor,
+        memory: config.memory_floor,
+        percent: config.memory_percent,
+    };
+    Ledger::new(floors, &config.data_directory, ram)
 }
 
 fn layout(config: &Config, ram: PathBuf) -> Layout {

@@ -2,6 +2,7 @@
 
 use dormouse_model::{Fault, Kind, Name, State};
 
+use crate::ledger::LedgerError;
 use crate::machine::Refusal;
 
 /// An error of the instance room. The cause is in `source`.
@@ -101,6 +102,16 @@ pub enum InstanceError {
         /// Why not.
         source: dormouse_store::StoreError,
     },
+    /// The host has too little of something; nothing was begun.
+    #[error("{verb} of {name}")]
+    Ledger {
+        /// What was wanted.
+        verb: &'static str,
+        /// Of which instance.
+        name: Name,
+        /// What is missing.
+        source: LedgerError,
+    },
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -128,6 +139,7 @@ impl Fault for InstanceError {
             Self::Failed { .. } | Self::NotStopped { .. } => Kind::WrongState,
             Self::Image { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
+            Self::Ledger { source, .. } => source.kind(),
             Self::ShuttingDown => Kind::Unavailable,
             Self::WaitElapsed { .. } => Kind::Timeout,
         }
@@ -147,6 +159,7 @@ impl Fault for InstanceError {
             Self::Interrupted { .. } => "INSTANCE_INTERRUPTED",
             Self::Image { source, .. } => source.code(),
             Self::Store { source, .. } => source.code(),
+            Self::Ledger { source, .. } => source.code(),
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::WaitElapsed { .. } => "INSTANCE_WAIT_ELAPSED",
         }

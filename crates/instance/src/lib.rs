@@ -22,6 +22,7 @@
 
 pub mod adoption;
 pub mod error;
+pub mod ledger;
 pub mod machine;
 pub mod memory;
 pub mod metrics;

@@ -19,6 +19,7 @@ use crate::rooms::{Layout, Rooms};
 use crate::steps::Parts;
 use crate::view::{InstanceEvent, InstanceView};
 
+mod preflight;
 mod requests;
 
 /// Events that a slow listener may lag behind; beyond that it is told of a gap.
@@ -247,6 +248,7 @@ impl Instances {
         }
         remembered.view.revision = rooms.first_revision();
         let found = recovery::look(rooms, &remembered).await;
+        rooms.enter_promises(&remembered, found.parts.vm.is_some());
         let mut effects = Vec::new();
         let machine = Machine::recover(
             rooms.machine_settings(&remembered.view.memory),
@@ -323,6 +325,7 @@ impl Instances {
             .await
             .map_err(|source| InstanceError::Image { reference, source })?;
         let id = WorkloadId::new(rooms.clock.wall(), rooms.random());
+        self.can_be_made(id, &request).await?;
         let remembered = self.reserve(id, request, digest)?;
         if let Err(source) = rooms.store.put(id, &remembered.to_record()).await {
             let what = remembered.view.spec.name.to_string();
@@ -370,10 +373,7 @@ impl Instances {
         registry.uids.insert(uid, id);
         registry.names.insert(name, id);
         drop(registry);
-        let placement = match request.spec.placement {
-            dormouse_model::spec::Placement::Auto => rooms.placement,
-            chosen => chosen,
-        };
+        let placement = rooms.placement_of(&request.spec);
         let now = rooms.clock.wall();
         let view = InstanceView {
             id,

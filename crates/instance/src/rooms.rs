@@ -17,6 +17,7 @@ use dormouse_network::{AddressPool, DataPlane, LinkCounters};
 use dormouse_store::Store;
 use dormouse_sys::netns::Namespace;
 
+use crate::ledger::Ledger;
 use crate::machine::{Limits, Settings, SpillPolicy};
 use crate::memory::{GiveBack, GuestRam, ImageFiles};
 
@@ -201,6 +202,8 @@ pub struct Rooms {
     pub proof: Arc<dyn IdleProof>,
     /// Where files are.
     pub layout: Layout,
+    /// What the host has promised, and may.
+    pub ledger: Arc<Ledger>,
     /// The clocks.
     pub clock: Arc<Clock>,
     /// Addresses that workloads may have; cloned once by the registry.
@@ -245,6 +248,15 @@ impl Rooms {
     #[must_use]
     pub fn held_name(id: WorkloadId, what: &str) -> Option<HeldName> {
         format!("{id}/{what}").parse().ok()
+    }
+
+    /// Where the RAM of an instance of `spec` lives.
+    #[must_use]
+    pub const fn placement_of(&self, spec: &InstanceSpec) -> Placement {
+        match spec.placement {
+            Placement::Auto => self.placement,
+            chosen @ (Placement::Tmpfs | Placement::Spill | Placement::Disk) => chosen,
+        }
     }
 
     /// The settings of an instance's machine.

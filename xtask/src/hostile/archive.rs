@@ -263,8 +263,8 @@ impl Image {
         }
     }
 
-    /// The archive.
-    pub(crate) fn build(&self) -> Vec<u8> {
+    /// The configuration and the manifest, as they will be in the archive.
+    fn documents(&self) -> (Vec<u8>, Vec<u8>) {
         let mut config = json!({
             "architecture": "amd64",
             "os": "linux",
@@ -289,6 +289,17 @@ impl Image {
         });
         (self.manifest)(&mut manifest);
         let manifest = manifest.to_string().into_bytes();
+        (config, manifest)
+    }
+
+    /// The manifest.
+    pub(crate) fn manifest_bytes(&self) -> Vec<u8> {
+        self.documents().1
+    }
+
+    /// The archive.
+    pub(crate) fn build(&self) -> Vec<u8> {
+        let (config, manifest) = self.documents();
         let mut listed = descriptor(MANIFEST, &manifest);
         listed["annotations"] = json!({ "org.opencontainers.image.ref.name": "hostile:case" });
         let mut index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [listed] });

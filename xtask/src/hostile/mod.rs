@@ -4,6 +4,8 @@
 //! | area | what |
 //! |---|---|
 //! | `images` | archives, documents, layers, entries, amounts |
+//! | `requests` | names, sizes, texts, policies, prefixes, tokens; flags of programs, keys of the configuration |
+//! | `sockets` | garbage at the API's socket and at the keeper's |
 //! | `states` | each verb in each state in which it is wrong |
 //! | `monitor` | a virtual machine monitor that answers wrong, or not |
 //! | `agent` | a guest that speaks nonsense |
@@ -16,6 +18,8 @@ mod bed;
 mod guests;
 mod images;
 mod monitor;
+mod requests;
+mod sockets;
 mod states;
 
 use std::path::Path;
@@ -39,6 +43,8 @@ type Area = (
 /// All areas.
 const AREAS: &[Area] = &[
     ("images", &images::LIMITS, images::run),
+    ("requests", &[], requests::run),
+    ("sockets", &[], sockets::run),
     ("states", &[], states::run),
     ("monitor", &[], monitor::run),
     ("agent", &[], agent::run),
