@@ -77,7 +77,6 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let plane = open_plane(config, &mark, &mut tasks).await?;
     let (observer, observations) = open_observer(config, &mut tasks)?;
     let holder = keeper::reach(&config.run_directory).await?;
-    let vmm_namespace = Arc::new(host::vmm_namespace(&config.run_directory)?);
     let clock = Arc::new(Clock);
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
     let host_facts = HostFacts::read();
@@ -85,7 +84,6 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let boot = guest_boot(config);
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
     let sleep_support = sleep_support(&probe);
-    let ledger = Arc::new(ledger(config, &ram));
     let rooms = Arc::new(Rooms {
         store: store.clone(),
         driver: Arc::new(driver),
@@ -93,11 +91,11 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         network: plane.network.clone(),
         images: Arc::new(images.clone()),
         holder: Arc::new(holder),
-        vmm_namespace,
+        vmm_namespace: Arc::new(host::vmm_namespace(&config.run_directory)?),
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
         layout: layout(config, ram),
-        ledger: Arc::clone(&ledger),
+        ledger: Arc::clone(&facts.ledger),
         clock: Arc::clone(&clock),
         pool: plane.pool,
         placement,
@@ -184,13 +182,13 @@ fn open_observer(config: &Config, tasks: &mut Tasks) -> Result<(ObserverHandle, 
     Ok((handle, observations))
 }
 
-fn ledger(config: &Config, ram: &Path) -> Ledger {
+fn ledger(config: &Config) -> Ledger {
     let floors = Floors {
         disk: config.disk_floor,
         memory: config.memory_floor,
         percent: config.memory_percent,
     };
-    Ledger::new(floors, &config.data_directory, ram)
+    Ledger::new(floors, &config.data_directory, &host::ram(config))
 }
 
 fn layout(config: &Config, ram: PathBuf) -> Layout {
@@ -397,5 +395,6 @@ fn system_facts(
             .map(|boot| boot.kernel.clone())
             .map_err(Clone::clone),
         cgroup: format!("{:?} at {}", cgroups.version(), cgroups.root().display()),
+        ledger: Arc::new(ledger(config)),
     }
 }

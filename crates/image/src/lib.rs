@@ -7,6 +7,7 @@
 //! | [`kernel`] | the guest kernel, taken from a Debian package |
 //! | [`initrd`] | the initial file system with the agent and the kernel's modules |
 //! | [`layout`] | writing OCI archives |
+//! | [`inspect`] | the checks of an image's parts, without a store |
 //!
 //! Nothing is mounted and nothing is installed on the host. All calls block, some for minutes: from
 //! asynchronous code run them with `spawn_blocking`. Images are hostile until proven otherwise: every
@@ -20,6 +21,7 @@ pub mod disk;
 mod error;
 mod index;
 pub mod initrd;
+pub mod inspect;
 pub mod kernel;
 pub mod layout;
 mod modinfo;

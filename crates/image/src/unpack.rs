@@ -16,6 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use flate2::read::MultiGzDecoder;
@@ -166,6 +167,35 @@ impl Unpacker {
         self.tree.set_directory_times(times);
         watch.advance(Phase::Unpacking, layer.blob.size.saturating_sub(reported))
     }
+}
+
+/// The checked paths of all entries of an archive.
+pub(crate) fn paths(archive: impl Read) -> Result<Vec<PathBuf>, ImageError> {
+    let layer = || "(one that is looked at)".to_owned();
+    let unreadable = |source| ImageError::LayerUnreadable {
+        layer: layer(),
+        source,
+    };
+    let mut archive = tar::Archive::new(archive);
+    let (mut pending, mut found) = (entry::Extensions::default(), Vec::new());
+    for item in archive.entries().map_err(unreadable)?.raw(true) {
+        let mut item = item.map_err(unreadable)?;
+        let shown = String::from_utf8_lossy(&item.path_bytes()).into_owned();
+        match pending.read(&mut item) {
+            Ok(Some(entry)) => found.push(entry.path.iter().collect()),
+            Ok(None) => {}
+            Err(Trouble::Fault(fault)) => {
+                let entry = shown;
+                return Err(ImageError::EntryRefused {
+                    layer: layer(),
+                    entry,
+                    fault,
+                });
+            }
+            Err(Trouble::Archive(source) | Trouble::Tree { source, .. }) => return Err(unreadable(source)),
+        }
+    }
+    Ok(found)
 }
 
 /// One layer being applied.

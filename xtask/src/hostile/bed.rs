@@ -141,6 +141,8 @@ pub(crate) struct Bed {
     pub lab: Lab,
     pub scripts: Scripts,
     pub tally: Tally,
+    /// Where the daemon's data are.
+    pub data: PathBuf,
     /// Whether only the quick cases are wanted.
     pub short: bool,
 }
@@ -156,8 +158,10 @@ impl Bed {
         for (key, value) in environment {
             parts.set(key, value);
         }
+        let lab = Lab::start(parts)?;
         Ok(Self {
-            lab: Lab::start(parts)?,
+            data: lab.disk_directory().to_owned(),
+            lab,
             scripts,
             tally: Tally::default(),
             short,
@@ -185,7 +189,7 @@ impl Bed {
             .map(|image| format!("image {} {:?} {:?}", image.digest, image.names, image.used_by));
         let mut files = Vec::new();
         for part in ["images", "instances"] {
-            tree(&self.lab.disk_directory().join(part), &mut files);
+            tree(&self.data.join(part), &mut files);
         }
         files.sort();
         Ok(Picture {

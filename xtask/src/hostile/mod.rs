@@ -9,12 +9,14 @@
 //! | `states` | each verb in each state in which it is wrong |
 //! | `monitor` | a virtual machine monitor that answers wrong, or not |
 //! | `agent` | a guest that speaks nonsense |
+//! | `disk` | a disk that fills up, at every write |
 //!
 //! No guest runs: the virtual machine monitor is a script.
 
 mod agent;
 mod archive;
 mod bed;
+mod disk;
 mod guests;
 mod images;
 mod monitor;
@@ -63,6 +65,10 @@ pub(crate) fn run(short: bool, only: Option<&str>, json: Option<&Path>) -> Resul
             area(&mut bed)?;
             finish(bed, &mut tally)?;
         }
+    }
+    if only.is_none_or(|only| "disk".contains(only)) {
+        println!("disk");
+        tally.take(disk::run(short, &parts)?);
     }
     report(&tally, begun, json)
 }

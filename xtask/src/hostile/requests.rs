@@ -98,8 +98,8 @@ const CREATES: &[(&str, &str, Twist)] = &[
     ("a directory with a NUL byte", FIELD, |r| {
         r.working_directory = "\0".into()
     }),
-    ("a variable of 2 MiB", FIELD, |r| {
-        drop(r.environment.insert("A".into(), "x".repeat(2 << 20)))
+    ("a variable of 300 KiB", FIELD, |r| {
+        drop(r.environment.insert("A".into(), "x".repeat(300 << 10)))
     }),
     ("100,000 variables", FIELD, |r| {
         r.environment = (0..100_000).map(|n| (format!("A{n}"), String::new())).collect()
@@ -107,8 +107,8 @@ const CREATES: &[(&str, &str, Twist)] = &[
     ("100,000 arguments", FIELD, |r| {
         r.command = vec!["x".into(); 100_000]
     }),
-    ("a label of 2 MiB", FIELD, |r| {
-        drop(r.labels.insert("a".into(), "x".repeat(2 << 20)))
+    ("a label of 300 KiB", FIELD, |r| {
+        drop(r.labels.insert("a".into(), "x".repeat(300 << 10)))
     }),
     (
         "a request of 8 MiB",
