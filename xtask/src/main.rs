@@ -5,6 +5,7 @@ mod build;
 mod codegen;
 mod demo;
 mod figures;
+mod fuzz;
 mod hostile;
 mod lab;
 mod scenarios;
@@ -54,6 +55,17 @@ enum Task {
     Bench {
         #[command(subcommand)]
         bench: Bench,
+    },
+    /// Fuzz every decoder of bytes that somebody else wrote.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Only this target: netlink, agent, qmp, image or records.
+        #[arg(long)]
+        target: Option<String>,
+        #[command(flatten)]
+        output: Output,
     },
     /// Run the simulation.
     Sim {
@@ -159,6 +171,11 @@ fn run(task: Task) -> Result<ExitCode> {
             suite: Some(Suite::Hostile { area, short, output }),
             ..
         } => hostile::run(short, area.as_deref(), output.json.as_deref()),
+        Task::Fuzz {
+            seconds,
+            target,
+            output,
+        } => fuzz::run(seconds, target.as_deref(), output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
         Task::Codegen { check } => codegen::run(check),

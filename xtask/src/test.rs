@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::build::{self, release_directory, workspace};
-use crate::{bench, setup, sim};
+use crate::{bench, hostile, setup, sim};
 
 /// Seeds of the short simulation.
 const SHORT_SEEDS: u64 = 200;
@@ -68,6 +68,7 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
         None,
     );
     short_storm(&mut verdicts);
+    short_hostile(&mut verdicts);
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -97,6 +98,23 @@ fn short_storm(verdicts: &mut Verdicts) {
         }
     };
     verdicts.add("storm", verdict, None);
+}
+
+fn short_hostile(verdicts: &mut Verdicts) {
+    if !setup::is_root() {
+        verdicts.add("hostile", Verdict::Skipped, Some("not root"));
+        return;
+    }
+    println!("hostile input, short");
+    let verdict = match hostile::run(true, None, None) {
+        Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
+        Ok(_) => Verdict::Failed,
+        Err(error) => {
+            println!("hostile: {error:#}");
+            Verdict::Failed
+        }
+    };
+    verdicts.add("hostile", verdict, None);
 }
 
 fn finish(verdicts: &Verdicts, json: Option<&Path>) -> Result<ExitCode> {

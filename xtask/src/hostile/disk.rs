@@ -235,7 +235,8 @@ fn attempt(
                 .instances()?
                 .iter()
                 .all(|instance| instance.state() != State::Failed || instance.state_reason.len() > 8);
-            let stays = what == "create" && explained;
+            // A removal stays where it was, and goes on when it is asked for again, below.
+            let stays = what == "delete" || what == "create" && explained;
             if !stays {
                 fault = Some(format!(
                     "was {at_first:?} and is {now:?} after {:#}",

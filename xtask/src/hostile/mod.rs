@@ -4,7 +4,8 @@
 //! | area | what |
 //! |---|---|
 //! | `images` | archives, documents, layers, entries, amounts |
-//! | `requests` | names, sizes, texts, policies, prefixes, tokens; flags of programs, keys of the configuration |
+//! | `requests` | names, sizes, texts, policies, prefixes, tokens |
+//! | `flags` | flags of the command line, keys of the configuration |
 //! | `sockets` | garbage at the API's socket and at the keeper's |
 //! | `states` | each verb in each state in which it is wrong |
 //! | `monitor` | a virtual machine monitor that answers wrong, or not |
@@ -17,6 +18,7 @@ mod agent;
 mod archive;
 mod bed;
 mod disk;
+mod flags;
 mod guests;
 mod images;
 mod monitor;
@@ -46,6 +48,7 @@ type Area = (
 const AREAS: &[Area] = &[
     ("images", &images::LIMITS, images::run),
     ("requests", &[], requests::run),
+    ("flags", &[], flags::run),
     ("sockets", &[], sockets::run),
     ("states", &[], states::run),
     ("monitor", &[], monitor::run),

@@ -10,6 +10,8 @@ use crate::memory::{GuestRam, Home, Sharing};
 const PROCESS: Bytes = Bytes::mib(32);
 /// What a device state and a record take.
 const STATE: Bytes = Bytes::mib(4);
+/// What the records of a step take: a wake whose mark cannot be written would have no good end.
+const RECORD: Bytes = Bytes::mib(1);
 /// What a new guest must find at once, whatever is promised.
 const FIRST: Bytes = Bytes::mib(64);
 /// A file system's metadata: so much, and one part in so many of its size.
@@ -159,7 +161,7 @@ impl Demand {
                 }
             }
             Self::Spill { occupied } => Account {
-                disk: occupied,
+                disk: Bytes(occupied.0.saturating_add(RECORD.0)),
                 ..had
             },
         }
@@ -169,22 +171,15 @@ impl Demand {
 /// The account of a guest with a process; `missing` are the bytes of its file without blocks.
 fn awake(ram: GuestRam, missing: Bytes) -> Account {
     let all = Bytes(ram.size.0.saturating_add(PROCESS.0));
-    match (ram.home, ram.sharing) {
-        (Home::Tmpfs, Sharing::Shared | Sharing::Private) => Account {
-            memory: all,
-            ram: ram.size,
-            disk: Bytes(0),
-        },
-        (Home::Disk, Sharing::Private) => Account {
-            memory: all,
-            ram: Bytes(0),
-            disk: Bytes(0),
-        },
-        (Home::Disk, Sharing::Shared) => Account {
-            memory: PROCESS,
-            ram: Bytes(0),
-            disk: missing,
-        },
+    let (memory, tmpfs, disk) = match (ram.home, ram.sharing) {
+        (Home::Tmpfs, Sharing::Shared | Sharing::Private) => (all, ram.size, Bytes(0)),
+        (Home::Disk, Sharing::Private) => (all, Bytes(0), Bytes(0)),
+        (Home::Disk, Sharing::Shared) => (PROCESS, Bytes(0), missing),
+    };
+    Account {
+        memory,
+        ram: tmpfs,
+        disk: Bytes(disk.0.saturating_add(RECORD.0)),
     }
 }
 
@@ -326,7 +321,14 @@ impl Book {
 
     /// Enters what somebody has already.
     pub fn honour(&mut self, id: WorkloadId, demand: Demand) {
-        self.set(id, demand.account(Account::default()));
+        let account = demand.account(Account::default());
+        self.set(
+            id,
+            Account {
+                disk: Bytes(0),
+                ..account
+            },
+        );
     }
 
     fn set(&mut self, id: WorkloadId, account: Account) {

@@ -17,6 +17,8 @@
 //! | spill | | | what the file on tmpfs occupies |
 //! | asleep on tmpfs | what the file occupies | the same | |
 //!
+//! Every step takes a little of the disk besides, for its record.
+//!
 //! [`book`] decides, [`Ledger`] reads what the host has and asks it. The writable disk of a guest is the
 //! exception: it is sparse and may be larger than what is left. A guest that finds it full gets an error
 //! from its disk, or waits, as it would on a thin volume; it is not killed.

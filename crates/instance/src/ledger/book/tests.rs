@@ -48,28 +48,31 @@ fn every_step_takes_what_the_table_says() {
             Demand::Create { disk: Bytes::gib(4) },
             account(NONE, NONE, Bytes::mib(9)),
         ),
-        (Demand::Boot { ram: tmpfs }, account(all, size, NONE)),
-        (Demand::Boot { ram: shared }, account(PROCESS, NONE, size)),
+        (Demand::Boot { ram: tmpfs }, account(all, size, RECORD)),
+        (
+            Demand::Boot { ram: shared },
+            account(PROCESS, NONE, Bytes::mib(1025)),
+        ),
         (
             Demand::Wake {
                 ram: tmpfs,
                 occupied: there,
             },
-            account(all, size, NONE),
+            account(all, size, RECORD),
         ),
         (
             Demand::Wake {
                 ram: spilled,
                 occupied: there,
             },
-            account(all, NONE, NONE),
+            account(all, NONE, RECORD),
         ),
         (
             Demand::Wake {
                 ram: shared,
                 occupied: there,
             },
-            account(PROCESS, NONE, Bytes::mib(924)),
+            account(PROCESS, NONE, Bytes::mib(925)),
         ),
         (
             Demand::Sleep {
@@ -95,7 +98,10 @@ fn every_step_takes_what_the_table_says() {
             },
             account(NONE, NONE, Bytes::mib(928)),
         ),
-        (Demand::Spill { occupied: there }, account(NONE, NONE, there)),
+        (
+            Demand::Spill { occupied: there },
+            account(NONE, NONE, Bytes::mib(101)),
+        ),
     ] {
         let mut book = Book::new(Floors::default());
         book.admit(id(1), demand, &supply()).unwrap();
@@ -153,7 +159,7 @@ fn what_is_too_much_is_refused_and_changes_nothing() {
             full,
             0,
             Demand::Spill {
-                occupied: Bytes::mib(77),
+                occupied: Bytes::mib(76),
             },
             "LEDGER_DISK",
         ),
