@@ -4,6 +4,12 @@
 //! only a few blocks are left, one more each time, so that each of its writes is once the first that finds
 //! no room; and the ledger has no floor then, or it would refuse before.
 
+#![allow(
+    clippy::too_many_lines,
+    clippy::semicolon_if_nothing_returned,
+    reason = "a function is a table of cases"
+)]
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,11 @@
 //! Images: archives that are damaged, lie, lead out, or are too much.
 
+#![allow(
+    clippy::too_many_lines,
+    clippy::semicolon_if_nothing_returned,
+    reason = "a function is a table of cases"
+)]
+
 mod documents;
 mod entries;
 
@@ -155,10 +161,10 @@ fn blobs() -> Result<Vec<Case>> {
         };
         let mut bytes = image.build();
         // Entries are: oci-layout, index.json, then the blobs.
-        if let Some(at) = nth_contents(&bytes, place + 2) {
-            if let Some(byte) = bytes.get_mut(at + 12) {
-                *byte ^= 0x20;
-            }
+        if let Some(at) = nth_contents(&bytes, place + 2)
+            && let Some(byte) = bytes.get_mut(at + 12)
+        {
+            *byte ^= 0x20;
         }
         cases.push(case(
             &format!("one bit of the {name} flipped"),

@@ -1,6 +1,8 @@
 //! Garbage at the sockets of daemon and keeper, by somebody who may connect: they serve on, without losing
 //! a thing.
 
+#![allow(clippy::too_many_lines, reason = "a function is a table of cases")]
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -174,7 +174,7 @@ fn play(bed: &mut Bed, scene: &Scene, name: &str) -> Result<()> {
             });
         }
         let held = here.until(&made.id, &[scene.state]);
-        let outcome = held.and_then(|held| {
+        let outcome = held.map(|held| {
             for (verb, want) in scene.verbs {
                 faults.push((
                     format!("{verb:?} when {name}"),
@@ -185,7 +185,6 @@ fn play(bed: &mut Bed, scene: &Scene, name: &str) -> Result<()> {
                 let fault = try_verb(here, &held, verb, "1", "INSTANCE_CHANGED");
                 faults.push((format!("{verb:?} of another etag when {name}"), fault));
             }
-            Ok(())
         });
         // Whatever hangs is cut short by this, and the thread above ends.
         here.scripts.write(&[])?;

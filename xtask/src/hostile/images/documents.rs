@@ -1,5 +1,11 @@
 //! Documents of an image: index, manifest, configuration.
 
+#![allow(
+    clippy::too_many_lines,
+    clippy::semicolon_if_nothing_returned,
+    reason = "a function is a table of cases"
+)]
+
 use serde_json::{Value, json};
 
 use super::super::archive::{INDEX, Image, MANIFEST, descriptor, digest, tar, with};

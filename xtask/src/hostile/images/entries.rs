@@ -1,5 +1,11 @@
 //! Entries of a layer: names, links, kinds, numbers.
 
+#![allow(
+    clippy::too_many_lines,
+    clippy::semicolon_if_nothing_returned,
+    reason = "a function is a table of cases"
+)]
+
 use super::super::archive::{Entry, Image, Layer, directory, entry, file, hard_link, pax, symlink};
 use super::{Case, case};
 
