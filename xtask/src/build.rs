@@ -72,6 +72,45 @@ pub(crate) fn stub_monitor() -> Result<PathBuf> {
     Ok(release_directory().join(program))
 }
 
+/// The profile that this program was built in: what it starts is built alike.
+const PROFILE: &[&str] = if cfg!(debug_assertions) {
+    &[]
+} else {
+    &["--release"]
+};
+
+/// The directory of the binaries of [`PROFILE`].
+fn profile_directory() -> PathBuf {
+    let release = release_directory();
+    if cfg!(debug_assertions) {
+        release.with_file_name("debug")
+    } else {
+        release
+    }
+}
+
+/// Builds what a harness without guests starts, in the profile of this program; returns the directory.
+pub(crate) fn harness_binaries() -> Result<PathBuf> {
+    let programs = ["dormoused", "dormouse", "dormouse-keeper-bin", "dormouse-agent"];
+    let packages = programs.iter().flat_map(|name| ["-p", *name]);
+    let arguments: Vec<&str> = ["build", "--quiet"]
+        .into_iter()
+        .chain(PROFILE.iter().copied())
+        .chain(packages)
+        .collect();
+    cargo(&arguments)?;
+    Ok(profile_directory())
+}
+
+/// Builds the virtual machine monitor without a machine.
+pub(crate) fn scripted_vmm() -> Result<PathBuf> {
+    let name = "dormouse-scripted-vmm";
+    let program = ["build", "--quiet", "-p", "dormouse-tests", "--bin", name];
+    let arguments: Vec<&str> = program.into_iter().chain(PROFILE.iter().copied()).collect();
+    cargo(&arguments)?;
+    Ok(profile_directory().join(name))
+}
+
 /// Builds the programs that run inside guests, linked statically, in a target directory of their own:
 /// other flags would rebuild everything else.
 pub(crate) fn guest_binaries() -> Result<GuestBinaries> {

@@ -6,6 +6,8 @@ mod codegen;
 mod corruption;
 mod demo;
 mod figures;
+mod fuzz;
+mod hostile;
 mod lab;
 mod power_loss;
 mod scenarios;
@@ -55,6 +57,17 @@ enum Task {
     Bench {
         #[command(subcommand)]
         bench: Bench,
+    },
+    /// Fuzz every decoder of bytes that somebody else wrote.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Only this target: netlink, agent, qmp, image or records.
+        #[arg(long)]
+        target: Option<String>,
+        #[command(flatten)]
+        output: Output,
     },
     /// Run the simulation.
     Sim {
@@ -113,6 +126,17 @@ enum Suite {
         /// Where chance begins.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Hostile input at every edge: each case's code, and that nothing changed.
+    Hostile {
+        /// Only areas with this in their names.
+        #[arg(long)]
+        area: Option<String>,
+        /// Leave out what takes longer than seconds.
+        #[arg(long)]
+        short: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -187,6 +211,15 @@ fn run(task: Task) -> Result<ExitCode> {
             suite: Some(Suite::Corruption { cases, seed, output }),
             ..
         } => corruption::run(cases, seed, output.json.as_deref()),
+        Task::Test {
+            suite: Some(Suite::Hostile { area, short, output }),
+            ..
+        } => hostile::run(short, area.as_deref(), output.json.as_deref()),
+        Task::Fuzz {
+            seconds,
+            target,
+            output,
+        } => fuzz::run(seconds, target.as_deref(), output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
         Task::Codegen { check } => codegen::run(check),

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::build::{self, release_directory, workspace};
-use crate::{bench, corruption, power_loss, setup, sim};
+use crate::{bench, corruption, hostile, power_loss, setup, sim};
 
 /// Seeds of the short simulation.
 const SHORT_SEEDS: u64 = 200;
@@ -74,6 +74,7 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     short_storm(&mut verdicts);
     short_power_loss(&mut verdicts);
     short_corruption(&mut verdicts);
+    short_hostile(&mut verdicts);
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -118,6 +119,12 @@ fn short_corruption(verdicts: &mut Verdicts) {
     short(verdicts, "corruption", lacking, || {
         corruption::run(SHORT_CASES, 1, None)
     });
+}
+
+fn short_hostile(verdicts: &mut Verdicts) {
+    let lacking = (!setup::is_root()).then_some("not root");
+    println!("hostile input, short");
+    short(verdicts, "hostile", lacking, || hostile::run(true, None, None));
 }
 
 /// The short form of a suite that has figures of its own.

@@ -93,13 +93,19 @@ pub fn boot_id() -> Result<String, HostError> {
 pub fn prepare(config: &Config) -> Result<PathBuf, HostError> {
     prepare_data(config)?;
     directory(&config.run_directory, 0o755)?;
-    let ram = config.run_directory.join("ram");
+    let ram = ram(config);
     directory(&ram, 0o700)?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if !is_mounted(&mounts, &ram) {
         mount_ram(&ram, config.tmpfs_size)?;
     }
     Ok(ram)
+}
+
+/// Where the tmpfs for guest memory is mounted.
+#[must_use]
+pub fn ram(config: &Config) -> PathBuf {
+    config.run_directory.join("ram")
 }
 
 /// Makes the data directory. The VMMs' users do not pass through: everything reaches them as a descriptor.
@@ -159,8 +165,8 @@ fn is_mounted(mountinfo: &str, path: &Path) -> bool {
 }
 
 fn mount_ram(at: &Path, size: Option<Bytes>) -> Result<(), HostError> {
-    // Without a size the kernel would take half of the memory. Guests' sizes are what was asked for, and
-    // sparse: the limit that protects the host is another one.
+    // Without a size the kernel would take half of the memory. Files are sparse: the ledger admits no more of
+    // them than fit here when every page is written, so no guest meets a full file system.
     let size = size.map_or_else(|| "100%".to_owned(), |size| size.0.to_string());
     let options = format!("size={size},mode=0700,nr_inodes=100000");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

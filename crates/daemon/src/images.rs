@@ -95,14 +95,14 @@ impl ImageRoom {
     ///
     /// # Errors
     /// When they cannot be read.
-    pub async fn open(data: &Path, store: Store) -> Result<Self, ImageError> {
+    pub async fn open(data: &Path, store: Store, limits: Limits) -> Result<Self, ImageError> {
         let index = Arc::new(StoreIndex {
             store,
             runtime: tokio::runtime::Handle::current(),
         });
         let opened = Arc::clone(&index);
         let folder = data.to_owned();
-        let content = blocking(move || ContentStore::open(&folder, opened, Limits::default())).await?;
+        let content = blocking(move || ContentStore::open(&folder, opened, limits)).await?;
         let room = Self {
             content: Arc::new(content),
             index,

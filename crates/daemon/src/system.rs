@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dormouse_conntrack::requirements::{EventsSetting, Requirements, Tracking};
+use dormouse_instance::ledger::{Ledger, Statement};
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::{Bytes, WallTime};
@@ -51,6 +53,8 @@ pub struct SystemFacts {
     pub cgroup: String,
     /// Sleepers that the host should be set up for.
     pub sleepers: u32,
+    /// What is promised to instances.
+    pub ledger: Arc<Ledger>,
 }
 
 /// What a host has, read from /proc.
@@ -156,8 +160,8 @@ pub fn doctor(facts: &SystemFacts) -> Vec<Check> {
         check_device("tun", "/dev/net/tun", "load the tun module"),
         check_placement(facts),
         check("cgroup", Verdict::Ok, facts.cgroup.clone(), ""),
-        check_room(facts),
     ];
+    checks.extend(check_ledger(&facts.ledger.statement()));
     checks.extend(check_conntrack(facts));
     checks.extend(check_neighbours(facts.sleepers));
     checks
@@ -212,28 +216,58 @@ fn check_placement(facts: &SystemFacts) -> Check {
     check("placement", verdict, detail, "set memory.placement to auto")
 }
 
-fn check_room(facts: &SystemFacts) -> Check {
-    match nix::sys::statvfs::statvfs(facts.data_directory.as_path()) {
-        Ok(found) => {
-            let free = Bytes(found.blocks_available().saturating_mul(found.fragment_size()));
-            let verdict = if free < Bytes::gib(5) {
-                Verdict::Warning
-            } else {
-                Verdict::Ok
-            };
-            let detail = format!("{} MiB free in {}", free.as_mib(), facts.data_directory.display());
-            check(
-                "disk_room",
-                verdict,
-                detail,
-                "free some space: images, disks and sleepers need it",
-            )
+/// What is promised, beside what there is: nearly everything is a warning, before it is a refusal.
+fn check_ledger(statement: &Statement) -> [Check; 3] {
+    let Statement {
+        supply,
+        promised,
+        memory_budget,
+        floors,
+    } = statement;
+    let verdict = |used: Bytes, all: Bytes| {
+        if used.0 / 9 > all.0 / 10 {
+            Verdict::Warning
+        } else {
+            Verdict::Ok
         }
-        Err(errno) => {
-            let detail = format!("{}: {errno}", facts.data_directory.display());
-            check("disk_room", Verdict::Skipped, detail, "")
-        }
-    }
+    };
+    let room = Bytes(supply.disk.free.0.saturating_sub(floors.disk.0));
+    let short = promised.disk > room || supply.disk.free < Bytes::gib(5);
+    [
+        check(
+            "disk_room",
+            if short { Verdict::Warning } else { Verdict::Ok },
+            format!(
+                "{} MiB of {} MiB free, {} MiB promised, {} MiB kept free",
+                supply.disk.free.as_mib(),
+                supply.disk.total.as_mib(),
+                promised.disk.as_mib(),
+                floors.disk.as_mib()
+            ),
+            "free some space: images, disks and sleepers need it",
+        ),
+        check(
+            "memory_promised",
+            verdict(promised.memory, *memory_budget),
+            format!(
+                "{} MiB of {} MiB promised to instances, {} MiB available now",
+                promised.memory.as_mib(),
+                memory_budget.as_mib(),
+                supply.available.as_mib()
+            ),
+            "put instances to sleep or stop some: no more may start or wake soon",
+        ),
+        check(
+            "tmpfs_promised",
+            verdict(promised.ram, supply.ram.total),
+            format!(
+                "{} MiB of {} MiB promised to instances",
+                promised.ram.as_mib(),
+                supply.ram.total.as_mib()
+            ),
+            "put instances to sleep, or raise memory.tmpfs_size",
+        ),
+    ]
 }
 
 fn check_conntrack(facts: &SystemFacts) -> Vec<Check> {

@@ -18,6 +18,7 @@ use dormouse_conntrack::{Observations, Observer, ObserverConfig, ObserverHandle}
 use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
 use dormouse_hypervisor::{Accelerator, Driver, KeptPrograms, Probe};
 use dormouse_image::{GuestKernel, initrd};
+use dormouse_instance::ledger::{Floors, Ledger};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
 use dormouse_instance::{Instances, Rooms};
 use dormouse_model::State;
@@ -74,7 +75,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let ram = host::prepare(config)?;
     let mark = host::mark(&config.data_directory);
     let (store, damages) = open_store(&config.data_directory.join("dormouse.db")).await?;
-    let images = ImageRoom::open(&config.data_directory, store.clone()).await?;
+    let images = ImageRoom::open(&config.data_directory, store.clone(), config.image_limits).await?;
     let driver = QemuDriver::new(qemu_config(config));
     let probe = driver.probe().await?;
     let cgroups = Hierarchy::open(&format!("dormouse-{mark}"), &config.run_directory.join("cgroup"))?;
@@ -98,6 +99,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
         layout: layout(config, ram),
+        ledger: Arc::clone(&facts.ledger),
         clock: Arc::clone(&clock),
         pool: plane.pool,
         placement,
@@ -186,6 +188,15 @@ fn open_observer(config: &Config, tasks: &mut Tasks) -> Result<(ObserverHandle, 
         "observer"
     });
     Ok((handle, observations))
+}
+
+fn ledger(config: &Config) -> Ledger {
+    let floors = Floors {
+        disk: config.disk_floor,
+        memory: config.memory_floor,
+        percent: config.memory_percent,
+    };
+    Ledger::new(floors, &config.data_directory, &host::ram(config))
 }
 
 fn layout(config: &Config, ram: PathBuf) -> Layout {
@@ -420,5 +431,6 @@ fn system_facts(
             .map_err(Clone::clone),
         sleepers: config.sleepers,
         cgroup: format!("{:?} at {}", cgroups.version(), cgroups.root().display()),
+        ledger: Arc::new(ledger(config)),
     }
 }

@@ -8,6 +8,7 @@
 //! | [`initrd`] | the initial file system with the agent and the kernel's modules |
 //! | [`layout`] | writing OCI archives |
 //! | [`codes`] | the codes of its errors, with meaning and advice |
+//! | [`inspect`] | the checks of an image's parts, without a store |
 //!
 //! Nothing is mounted and nothing is installed on the host. All calls block, some for minutes: from
 //! asynchronous code run them with `spawn_blocking`. Images are hostile until proven otherwise: every
@@ -22,6 +23,7 @@ pub mod disk;
 mod error;
 mod index;
 pub mod initrd;
+pub mod inspect;
 pub mod kernel;
 pub mod layout;
 mod modinfo;

@@ -255,4 +255,28 @@ pub const SECTIONS: &[Section] = &[
             ),
         ],
     },
+    Section {
+        title: "Room on the host",
+        intro: "",
+        codes: &[
+            Code::new(
+                "LEDGER_DISK",
+                &[Kind::Exhausted],
+                "the disk has too little room for what was asked; nothing was begun",
+                "free space, or lower `ledger.disk_floor`",
+            ),
+            Code::new(
+                "LEDGER_MEMORY",
+                &[Kind::Exhausted],
+                "the host cannot promise that much memory; nothing was begun",
+                "put instances to sleep or stop some, or raise `ledger.memory_percent`",
+            ),
+            Code::new(
+                "LEDGER_TMPFS",
+                &[Kind::Exhausted],
+                "the tmpfs for guest memory is promised to others; nothing was begun",
+                "put instances to sleep or stop some, or raise `memory.tmpfs_size`",
+            ),
+        ],
+    },
 ];

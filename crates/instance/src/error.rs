@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dormouse_model::{Fault, Kind, Name, State};
 
+use crate::ledger::LedgerError;
 use crate::machine::Refusal;
 
 /// An error of the instance room. The cause is in `source`.
@@ -110,6 +111,16 @@ pub enum InstanceError {
         #[source]
         source: std::io::Error,
     },
+    /// The host has too little of something; nothing was begun.
+    #[error("{verb} of {name}")]
+    Ledger {
+        /// What was wanted.
+        verb: &'static str,
+        /// Of which instance.
+        name: Name,
+        /// What is missing.
+        source: LedgerError,
+    },
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -137,6 +148,7 @@ impl Fault for InstanceError {
             Self::Failed { .. } | Self::NotStopped { .. } => Kind::WrongState,
             Self::Image { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
+            Self::Ledger { source, .. } => source.kind(),
             Self::Random { .. } | Self::ShuttingDown => Kind::Unavailable,
             Self::WaitElapsed { .. } => Kind::Timeout,
         }
@@ -162,6 +174,7 @@ impl Fault for InstanceError {
             | Self::Interrupted { .. }
             | Self::Image { .. }
             | Self::Store { .. }
+            | Self::Ledger { .. }
             | Self::Random { .. }
             | Self::WaitElapsed { .. } => None,
         }
@@ -182,6 +195,7 @@ impl Fault for InstanceError {
             Self::Image { source, .. } => source.code(),
             Self::Store { source, .. } => source.code(),
             Self::Random { .. } => "INSTANCE_RANDOM",
+            Self::Ledger { source, .. } => source.code(),
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::WaitElapsed { .. } => "INSTANCE_WAIT_ELAPSED",
         }

@@ -25,6 +25,7 @@
 pub mod adoption;
 pub mod codes;
 pub mod error;
+pub mod ledger;
 pub mod machine;
 pub mod memory;
 pub mod metrics;

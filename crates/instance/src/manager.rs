@@ -19,6 +19,7 @@ use crate::rooms::{Layout, Rooms};
 use crate::steps::Parts;
 use crate::view::{InstanceEvent, InstanceView};
 
+mod preflight;
 mod recover;
 mod requests;
 mod seat;
@@ -293,6 +294,7 @@ impl Instances {
             Err(source) => return Err(image(source)),
         };
         let id = request.id.map_or_else(|| self.new_id(), Ok)?;
+        self.can_be_made(id, &request).await?;
         let remembered = self.reserve(id, request, digest)?;
         // The lease of `reserve` keeps the image from now on; it may have gone in between.
         if let Err(source) = rooms.images.digest_of(&remembered.view.image_digest).await {
@@ -349,10 +351,7 @@ impl Instances {
         registry.names.insert(name, id);
         registry.leases.insert(id, image_digest.clone());
         drop(registry);
-        let placement = match request.spec.placement {
-            dormouse_model::spec::Placement::Auto => rooms.placement,
-            chosen => chosen,
-        };
+        let placement = rooms.placement_of(&request.spec);
         let now = rooms.clock.wall();
         let view = InstanceView {
             id,

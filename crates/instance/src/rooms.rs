@@ -18,6 +18,7 @@ use dormouse_store::Store;
 use dormouse_sys::netns::Namespace;
 use tokio::sync::Semaphore;
 
+use crate::ledger::Ledger;
 use crate::machine::{BootId, Limits, Settings, SpillPolicy};
 use crate::memory::{GiveBack, GuestRam, ImageFiles};
 
@@ -220,6 +221,8 @@ pub struct Rooms {
     pub proof: Arc<dyn IdleProof>,
     /// Where files are.
     pub layout: Layout,
+    /// What the host has promised, and may.
+    pub ledger: Arc<Ledger>,
     /// The clocks.
     pub clock: Arc<Clock>,
     /// This boot of the host, as the kernel writes it (`/proc/sys/kernel/random/boot_id`): memory images of
@@ -274,6 +277,15 @@ impl Rooms {
     #[must_use]
     pub fn boot(&self) -> BootId {
         crate::steps::boot_of(&self.boot_id)
+    }
+
+    /// Where the RAM of an instance of `spec` lives.
+    #[must_use]
+    pub const fn placement_of(&self, spec: &InstanceSpec) -> Placement {
+        match spec.placement {
+            Placement::Auto => self.placement,
+            chosen @ (Placement::Tmpfs | Placement::Spill | Placement::Disk) => chosen,
+        }
     }
 
     /// The settings of an instance's machine.

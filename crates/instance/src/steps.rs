@@ -25,6 +25,7 @@ use crate::rooms::Rooms;
 use crate::trust::TrustError;
 
 mod asleep;
+mod dues;
 mod machine_parts;
 mod sleep;
 
@@ -159,14 +160,22 @@ type Outcome = Result<(Done, Change), StepFailure>;
 const PLAIN: Outcome = Ok((Done::Plain, Change::Nothing));
 
 impl StepContext {
-    /// Runs `step`.
+    /// Runs `step`, once the ledger has promised what it takes.
     pub(crate) async fn run(self, step: Step) -> Outcome {
+        let dues = dues::Dues::of(&self, &step);
+        dues.promise().await?;
+        let outcome = self.perform(step).await;
+        dues.settle(&outcome);
+        outcome
+    }
+
+    async fn perform(self, step: Step) -> Outcome {
         match step {
             Step::Write(record) => self.write(record).await,
             Step::PrepareDisks => self.prepare_disks().await,
             Step::AttachLink => self.attach_link().await,
             Step::MakeTap => self.make_tap().await,
-            Step::Launch => self.launch().await,
+            Step::Launch => unless_cut(&Arc::clone(&self.cut), self.launch()).await,
             Step::Open => self.link()?.open().await.map(plain).map_err(|e| failure(&e)),
             Step::Shut => self.link()?.shut().await.map(plain).map_err(|e| failure(&e)),
             Step::Drain => self.drain().await,
@@ -179,7 +188,7 @@ impl StepContext {
             Step::DropResident => self.drop_resident().await,
             Step::Settle { image } => self.settle(image).await,
             Step::Verify { image } => self.verify(image).await,
-            Step::Restore { image } => self.restore(image).await,
+            Step::Restore { image } => unless_cut(&Arc::clone(&self.cut), self.restore(image)).await,
             Step::Resume => self.vm()?.resume().await.map(plain).map_err(|e| failure(&e)),
             Step::Greet => self.greet().await,
             Step::Shutdown { grace } => self.shutdown(grace).await,
@@ -405,6 +414,17 @@ impl StepContext {
         })
         .await
         .map(plain)
+    }
+}
+
+/// Drops `making` when it is cut short. What it made is then ended with it, or by the step that empties the
+/// instance's group.
+async fn unless_cut(cut: &Cut, making: impl Future<Output = Outcome>) -> Outcome {
+    tokio::select! {
+        outcome = making => outcome,
+        () = cut.wished() => Err(StepFailure::Passing {
+            why: "it was cut short".to_owned(),
+        }),
     }
 }
 

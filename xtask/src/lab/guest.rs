@@ -131,6 +131,11 @@ impl Lab {
         Ok(guest)
     }
 
+    /// Has the instance `id`, made by other means, removed with the lab.
+    pub(crate) fn adopt(&self, id: &str) {
+        locked(&self.footprint.instances).insert(id.to_owned());
+    }
+
     /// The instance now.
     pub(crate) fn view(&self, guest: &Guest) -> Result<v1::Instance> {
         let request = v1::GetInstanceRequest {

@@ -99,6 +99,8 @@ pub(crate) struct Parts {
     daemon: PathBuf,
     agent: PathBuf,
     server: PathBuf,
+    /// Keys of the daemon's configuration beside those that the lab writes.
+    environment: Vec<(String, String)>,
 }
 
 impl Parts {
@@ -114,7 +116,32 @@ impl Parts {
             daemon: programs.join("dormoused"),
             agent: guest.agent,
             server: guest.server,
+            environment: Vec::new(),
         })
+    }
+
+    /// The same for a harness whose guests are scripted: nothing is built that runs inside one.
+    pub(crate) fn scripted(need: Need) -> Result<Self> {
+        ensure!(setup::is_root(), "namespaces and taps take root");
+        let kernel = setup::ensure_ready(need)?;
+        let programs = build::harness_binaries()?;
+        Ok(Self {
+            kernel,
+            daemon: programs.join("dormoused"),
+            agent: programs.join("dormouse-agent"),
+            server: PathBuf::new(),
+            environment: Vec::new(),
+        })
+    }
+
+    /// Sets a key of the daemon's configuration by its variable.
+    pub(crate) fn set(&mut self, variable: &str, value: &str) {
+        self.environment.push((variable.to_owned(), value.to_owned()));
+    }
+
+    /// The daemon's program.
+    pub(crate) fn daemon(&self) -> &Path {
+        &self.daemon
     }
 
     /// The kernel that guests boot.
@@ -288,6 +315,7 @@ impl Lab {
         let child = Command::new(&self.parts.daemon)
             .arg("--config")
             .arg(self.config())
+            .envs(self.parts.environment.iter().cloned())
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("sharing the daemon's log")?)
@@ -455,6 +483,11 @@ impl Lab {
     /// The directories where files of guests may be.
     pub(crate) fn directories(&self) -> [&Path; 2] {
         [&self.footprint.data, &self.footprint.run]
+    }
+
+    /// What the lab is made of.
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// A directory on disk for files of the bench's own.

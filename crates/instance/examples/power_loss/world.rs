@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use dormouse_cgroup::Hierarchy;
 use dormouse_hypervisor::{Driver as _, KeptPrograms};
 use dormouse_image::ImageError;
+use dormouse_instance::ledger::{Floors, Ledger};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, GuestCommand, IdleProof, Layout};
 use dormouse_instance::{Images, Instances, Rooms};
 use dormouse_keeper::LocalHolder;
@@ -124,6 +125,7 @@ impl World {
             vmm_namespace: Arc::clone(&self.vmm_namespace),
             cgroups: Hierarchy::open(&self.cgroup_name, &self.scratch.join("cgroup"))?,
             proof: Arc::new(Quiet),
+            ledger: Arc::new(Ledger::new(Floors::NONE, disk, disk)),
             layout: Layout {
                 data: disk.join("data"),
                 run,

@@ -170,6 +170,7 @@ impl Instances {
     async fn bring_back(&self, remembered: Remembered) {
         let rooms = &self.shared.rooms;
         let found = recovery::look(rooms, &remembered).await;
+        rooms.enter_promises(&remembered, found.parts.vm.is_some());
         let (machine, effects) = recovered(rooms, &remembered, &found.facts);
         self.launch_task(machine, remembered, found.parts, None, effects);
     }
@@ -198,6 +199,9 @@ impl Instances {
         let rooms = &self.shared.rooms;
         let id = remembered.view.id;
         let link = rooms.network.link(id);
+        if facts.resident.is_some() {
+            rooms.enter_promises(&remembered, false);
+        }
         let (mut machine, mut effects) = recovered(rooms, &remembered, facts);
         if link.is_some() {
             answer_what_is_so(&mut machine, rooms, &mut effects);

@@ -104,6 +104,7 @@ impl Instances {
     pub async fn start(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
         let mut view = self.watch(id)?;
         let name = view.borrow().spec.name.clone();
+        self.can("start", id).await?;
         let at = self.shared.rooms.clock.now();
         let asked = self.ask(id, Request::Start, None, at).await?;
         if let Answer::Refused(refusal) = asked.answer {
@@ -148,6 +149,7 @@ impl Instances {
         id: WorkloadId,
         trigger: SleepTrigger,
     ) -> Result<InstanceView, InstanceError> {
+        self.can("standby", id).await?;
         let (outcome, view) = self.ask_and_wait(id, Request::Sleep { trigger }).await?;
         Self::settle("standby", outcome, view)
     }
@@ -158,6 +160,7 @@ impl Instances {
     /// When its state does not allow it or it failed.
     pub async fn wake(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
         let cause = WakeCause::Caller;
+        self.can("wake", id).await?;
         let (outcome, view) = self.ask_and_wait(id, Request::Wake { cause }).await?;
         Self::settle("wake", outcome, view)
     }
