@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_model::{Bytes, WallTime};
+use dormouse_sys::fault::{Side, reach};
 
 use crate::blobs::{Blobs, TEMPORARY, sync_directory};
 use crate::digest::Digest;
@@ -99,7 +100,9 @@ impl ContentStore {
         let blobs = blobs_of(&image);
         self.pin(blobs.keys());
         let imported = self.import_pinned(&source, &image, &blobs, name, now, on_progress);
+        reach("import_release", Side::Before, &image.manifest.digest);
         let released = self.release(blobs.keys());
+        reach("import_release", Side::After, &image.manifest.digest);
         // What could not be removed is removed at the next start; the import's own fate matters more.
         if let Err(error) = released {
             tracing::warn!(%error, "what an import left could not be removed");
@@ -127,16 +130,20 @@ impl ContentStore {
         watch.begin(Phase::Copying, size)?;
         let mut new = false;
         for (digest, &size) in blobs {
+            reach("import_blob", Side::Before, digest);
             new |= self.blobs.add(digest, size, || source.blob(digest), &mut watch)?;
+            reach("import_blob", Side::After, digest);
         }
         if new {
             sync_directory(self.blobs.directory())?;
         }
         let manifest = image.manifest.digest;
+        reach("import_rootfs", Side::Before, &manifest);
         let skipped_devices = match self.rootfs.size(&manifest) {
             None => self.rootfs.make(image, &self.blobs, self.limits, &mut watch)?,
             Some(_) => self.known_skips(&manifest)?,
         };
+        reach("import_rootfs", Side::After, &manifest);
         let rootfs_path = self.rootfs.path(&manifest);
         let made = fs::metadata(&rootfs_path).map_err(ImageError::io("look at", &rootfs_path))?;
         let record = ImageRecord {
@@ -150,7 +157,9 @@ impl ContentStore {
             config: image.config.clone(),
         };
         let _guard = self.lock();
+        reach("import_record", Side::Before, &manifest);
         self.index.put(&record).map_err(index_failed("write to"))?;
+        reach("import_record", Side::After, &manifest);
         Ok(record)
     }
 
@@ -217,10 +226,13 @@ impl ContentStore {
                 reference: record.name.to_string(),
             });
         }
+        reach("image_record_removal", Side::Before, &record.digest);
         self.index
             .remove(&record.name)
             .map_err(index_failed("remove from"))?;
+        reach("image_record_removal", Side::After, &record.digest);
         self.collect(&pins, &record.blobs)?;
+        reach("image_collection", Side::After, &record.digest);
         Ok(record)
     }
 
@@ -269,6 +281,7 @@ impl ContentStore {
             .filter(|digest| !pins.contains_key(digest) && !needed.contains(digest))
         {
             self.blobs.remove(digest)?;
+            reach("image_blob_removal", Side::After, digest);
             // Only a manifest has one.
             self.rootfs.remove(digest)?;
         }

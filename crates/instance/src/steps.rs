@@ -15,6 +15,7 @@ use dormouse_keeper::HeldKind;
 use dormouse_model::error::chain;
 use dormouse_model::{Attempt, Fault, Kind};
 use dormouse_network::{Link, LinkCounters};
+use dormouse_sys::fault::Side;
 
 use crate::actor::Cut;
 use crate::agent::AgentHandle;
@@ -23,6 +24,7 @@ use crate::memory::{GuestRam, Home, Spill, SpillEnd};
 use crate::record::{InstanceRecord, Remembered};
 use crate::rooms::Rooms;
 
+pub(crate) mod fault;
 mod machine_parts;
 mod sleep;
 
@@ -150,8 +152,16 @@ type Outcome = Result<(Done, Change), StepFailure>;
 const PLAIN: Outcome = Ok((Done::Plain, Change::Nothing));
 
 impl StepContext {
-    /// Runs `step`.
+    /// Runs `step`, between its two fault points.
     pub(crate) async fn run(self, step: Step) -> Outcome {
+        let (name, id) = (fault::name(&step), self.remembered.view.id);
+        fault::reach(name, Side::Before, id).await;
+        let outcome = self.act(step).await;
+        fault::reach(name, Side::After, id).await;
+        outcome
+    }
+
+    async fn act(self, step: Step) -> Outcome {
         match step {
             Step::Write(record) => self.write(record).await,
             Step::PrepareDisks => self.prepare_disks().await,
