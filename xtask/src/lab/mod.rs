@@ -31,6 +31,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::runtime::Runtime;
 
 use crate::build;
+use crate::chaos::gather::Site;
 use crate::setup::{self, GuestKernel, Need};
 use footprint::{Footprint, locked};
 
@@ -116,6 +117,26 @@ impl Parts {
         })
     }
 
+    /// The same with a daemon that has fault points, built beside the others: no release binary has them.
+    pub(crate) fn planted(need: Need) -> Result<Self> {
+        ensure!(setup::is_root(), "guests, namespaces and taps take root");
+        let kernel = setup::ensure_ready(need)?;
+        println!("building (release, with fault points)");
+        let programs = build::planted_binaries()?;
+        let guest = build::guest_binaries()?;
+        Ok(Self {
+            kernel,
+            daemon: programs.join("dormoused"),
+            agent: guest.agent,
+            server: guest.server,
+        })
+    }
+
+    /// The daemon's program.
+    pub(crate) fn daemon(&self) -> &Path {
+        &self.daemon
+    }
+
     /// The kernel that guests boot.
     pub(crate) fn kernel(&self) -> &GuestKernel {
         &self.kernel
@@ -134,6 +155,8 @@ pub(crate) struct Lab {
     parts: Parts,
     runtime: Runtime,
     client: Option<Client>,
+    /// Where a daemon with fault points tells that it has reached one.
+    fault_socket: Option<PathBuf>,
 }
 
 impl Drop for Lab {
@@ -148,22 +171,29 @@ impl Drop for Lab {
 impl Lab {
     /// Makes the namespaces and starts the daemon; returns when it answers.
     pub(crate) fn start(parts: Parts) -> Result<Self> {
+        let mut lab = Self::prepare(parts)?;
+        lab.start_daemon()?;
+        Ok(lab)
+    }
+
+    /// Makes the namespaces and what the daemon needs, without starting it.
+    pub(crate) fn prepare(parts: Parts) -> Result<Self> {
         let footprint = Footprint::claim()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .context("starting a runtime")?;
-        let mut lab = Self {
+        let lab = Self {
             footprint,
             parts,
             runtime,
             client: None,
+            fault_socket: None,
         };
         lab.make_network().context("making the lab's network")?;
         lab.place_kernel().context("placing the guest kernel")?;
         lab.write_config()?;
-        lab.start_daemon()?;
         Ok(lab)
     }
 
@@ -253,7 +283,11 @@ impl Lab {
             .append(true)
             .open(self.log())
             .context("opening the daemon's log")?;
-        let child = Command::new(&self.parts.daemon)
+        let mut command = Command::new(&self.parts.daemon);
+        if let Some(socket) = &self.fault_socket {
+            command.env(dormouse_sys::fault::SOCKET_VARIABLE, socket);
+        }
+        let child = command
             .arg("--config")
             .arg(self.config())
             .current_dir("/")
@@ -285,6 +319,34 @@ impl Lab {
             Some(client)
         });
         Ok(())
+    }
+
+    /// Has daemons that are started from now on tell their fault points to `socket`.
+    pub(crate) fn listen_for_faults(&mut self, socket: &Path) {
+        self.fault_socket = Some(socket.to_owned());
+    }
+
+    /// A connection to the daemon, for calls of other threads.
+    pub(crate) fn client(&self) -> Result<Client> {
+        self.client.clone().context("the daemon is not running")
+    }
+
+    /// The runtime of calls.
+    pub(crate) fn runtime(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
+    }
+
+    /// Where its things are looked for; complete once the daemon has run.
+    pub(crate) fn site(&self) -> Site {
+        Site {
+            data: self.footprint.data.clone(),
+            run: self.footprint.run.clone(),
+            uids: self.footprint.uids.clone(),
+            daemon: self.parts.daemon.clone(),
+            namespace: self.footprint.namespace("host"),
+            // The shallowest is the daemon's own.
+            cgroup: self.footprint.groups().unwrap_or_default().pop(),
+        }
     }
 
     /// Kills the daemon with SIGKILL.
@@ -350,7 +412,8 @@ impl Lab {
     pub(crate) fn import_made(&self, run: &ImageRun<'_>, files: &[ImageFile]) -> Result<()> {
         let archive = self.footprint.data.join("import.tar");
         write_archive(&archive, run, files)?;
-        self.import(&archive)
+        self.import(&archive)?;
+        fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
     }
 
     /// Imports the benches' server as `bench:latest`.
