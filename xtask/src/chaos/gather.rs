@@ -191,7 +191,7 @@ fn role(site: &Site, process: &Seen) -> Option<Role> {
 
 /// The descriptors of one process. Those that name something are told apart; the others are counted by
 /// what they are.
-fn descriptors(pid: u32, whose: &str, census: &mut Census) {
+pub(crate) fn descriptors(pid: u32, whose: &str, census: &mut Census) {
     let directory = PathBuf::from(format!("/proc/{pid}"));
     for entry in fs::read_dir(directory.join("fd")).into_iter().flatten().flatten() {
         let Ok(target) = fs::read_link(entry.path()) else {

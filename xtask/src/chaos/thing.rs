@@ -174,6 +174,13 @@ impl Difference {
         self.leaked.is_empty() && self.doubled.is_empty() && self.missing.is_empty()
     }
 
+    /// Keeps only what `wanted` says.
+    pub(crate) fn retain(&mut self, wanted: impl Fn(&Thing) -> bool) {
+        for things in [&mut self.leaked, &mut self.doubled, &mut self.missing] {
+            things.retain(&wanted);
+        }
+    }
+
     /// One line a thing.
     pub(crate) fn lines(&self) -> Vec<String> {
         [

@@ -132,11 +132,6 @@ impl Parts {
         })
     }
 
-    /// The daemon's program.
-    pub(crate) fn daemon(&self) -> &Path {
-        &self.daemon
-    }
-
     /// The kernel that guests boot.
     pub(crate) fn kernel(&self) -> &GuestKernel {
         &self.kernel
@@ -347,6 +342,12 @@ impl Lab {
             // The shallowest is the daemon's own.
             cgroup: self.footprint.groups().unwrap_or_default().pop(),
         }
+    }
+
+    /// Asks the daemon to end, which leaves its guests as they are.
+    pub(crate) fn stop_daemon(&mut self) -> Result<()> {
+        self.client = None;
+        self.footprint.stop_daemon()
     }
 
     /// Kills the daemon with SIGKILL.
