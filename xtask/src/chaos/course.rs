@@ -30,6 +30,8 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 const KEEPER_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a guest may take to boot where it is emulated and the host is busy.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+/// How long traffic takes to see that it was forgiven.
+const SETTLED: Duration = Duration::from_millis(150);
 /// Instances and images that are kept for later acts.
 const KEPT: usize = 3;
 
@@ -191,8 +193,9 @@ impl Course {
         } else {
             "cut short"
         };
+        let time = time_of_day();
         Ok(format!(
-            "{kill} ({answered}): up in {restart:.0} ms, settled in {settled:.0} ms"
+            "{time} {kill} ({answered}): up in {restart:.0} ms, settled in {settled:.0} ms"
         ))
     }
 
@@ -292,7 +295,7 @@ impl Course {
         for fixture in &self.fixtures {
             fixture.traffic.pause();
         }
-        self.await_answers(after);
+        self.await_answers(after, |_| true);
         let told = &self.told;
         let (listing, difference) = self.ground.settle(|line| told.contains(line))?;
         let took = ms_between(begun, Instant::now());
@@ -328,16 +331,25 @@ impl Course {
         Ok(took)
     }
 
-    /// Waits for the answers to all that is under way; what does not come is lost.
-    fn await_answers(&mut self, after: &str) {
+    /// Waits for the answers to all that is under way to those that `whose` means, which are paused; what
+    /// does not come is lost.
+    fn await_answers(&self, after: &str, whose: impl Fn(&Fixture) -> bool) {
         let begun = Instant::now();
-        let waits = |fixture: &&Fixture| !fixture.down && fixture.traffic.under_way() > 0;
-        while self.fixtures.iter().any(|fixture| waits(&fixture)) && begun.elapsed() < ANSWER_DEADLINE {
+        let asked = || {
+            self.fixtures
+                .iter()
+                .filter(|fixture| !fixture.down && whose(fixture))
+        };
+        while asked().any(|fixture| fixture.traffic.under_way() > 0) && begun.elapsed() < ANSWER_DEADLINE {
             tick(Duration::from_millis(10));
         }
-        for fixture in self.fixtures.iter().filter(|fixture| !fixture.down) {
+        for fixture in asked() {
             for what in fixture.traffic.give_up(Duration::ZERO) {
-                println!("    after {after}: {}: no answer to {what}", fixture.guest.name);
+                println!(
+                    "    {} after {after}: {}: no answer to {what}",
+                    time_of_day(),
+                    fixture.guest.name
+                );
             }
         }
     }
@@ -448,7 +460,9 @@ impl Course {
         for fixture in self.fixtures.iter().filter(|fixture| fixture.guest.name == name) {
             fixture.traffic.pause();
         }
-        self.await_answers("silence");
+        self.await_answers(&format!("{name} was to be silent"), |fixture| {
+            fixture.guest.name == name
+        });
         self.ledger.talked_to(name, false);
     }
 
@@ -610,13 +624,16 @@ impl Course {
     /// Stops the fixture and boots it again; nobody talks to it after.
     fn reboot(&mut self, at: usize, subject: &Subject) -> Result<()> {
         self.keep_silent(&subject.name);
+        if let Some(fixture) = self.fixtures.get(at) {
+            // Its connections go with its memory; they are closed by who made them before.
+            fixture.traffic.forgive();
+            tick(SETTLED);
+        }
         self.plain(Act::Stop, subject)?;
         self.plain(Act::Start, subject)?;
         let Some(fixture) = self.fixtures.get_mut(at) else {
             return Ok(());
         };
-        // Its connections went with its memory.
-        fixture.traffic.forgive();
         self.ground
             .lab
             .wait_for(&fixture.guest, InstanceState::Running, BOOT_DEADLINE)?;
@@ -658,6 +675,14 @@ impl Course {
         Ok(())
     }
 
+    /// Copies what the daemons have logged to `path`, as far as that can be had.
+    pub(crate) fn keep_log(&self, path: &Path) {
+        let from = self.ground.site.data.join("dormoused.log");
+        if let Err(error) = std::fs::copy(&from, path) {
+            eprintln!("xtask: keeping {}: {error}", from.display());
+        }
+    }
+
     /// What was counted, and the lab to be ended.
     pub(crate) fn into_parts(self) -> (Counted, Ground, BTreeMap<String, u64>) {
         let reached = self.points.reached();
@@ -692,6 +717,18 @@ impl Subject {
             ..Self::instance(&fact.name)
         }
     }
+}
+
+/// The time of day (UTC) as the daemon's log tells it, to find its lines.
+fn time_of_day() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let (seconds, ms) = now.map_or((0, 0), |now| (now.as_secs() % 86_400, now.subsec_millis()));
+    format!(
+        "{:02}:{:02}:{:02}.{ms:03}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
 }
 
 /// The mark of the instance that a subject is.

@@ -126,9 +126,7 @@ pub(crate) fn expected(site: &Site, house: &Census, listing: &Listing) -> Expect
         expected.between(Kind::Descriptor, &format!("daemon {nameless}"), 0, NAMELESS);
         expected.between(Kind::Descriptor, &format!("keeper {nameless}"), 0, NAMELESS);
     }
-    if !listing.instances.is_empty() {
-        expected.may(Kind::File, format!("{run}/i/"));
-    }
+    expected.may(Kind::File, format!("{run}/i/"));
     images(site, listing, &mut expected);
     for instance in &listing.instances {
         one(site, instance, &mut expected);

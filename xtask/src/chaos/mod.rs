@@ -70,17 +70,26 @@ pub(crate) fn run(request: &Request, json: Option<&Path>) -> Result<ExitCode> {
     let mut figures = crate::bench::begin("chaos", &ground.lab)?;
     let guests = if request.kills < SHORT { 2 } else { 3 };
     let mut course = Course::begin(ground, points, scratch, guests)?;
-    for (number, kill) in kills.iter().enumerate() {
-        let line = course
-            .kill(kill)
-            .with_context(|| format!("kill {} of seed {}: {kill}", number + 1, request.seed))?;
-        println!("  {:3}/{} {line}", number + 1, kills.len());
-    }
-    course.end()?;
+    let ran = go(&mut course, &kills);
+    let log = crate::build::release_directory().join("../chaos.log");
+    course.keep_log(&log);
+    println!("the daemons' log is in {}", log.display());
+    ran.with_context(|| format!("seed {}", request.seed))?;
     let (counted, ground, reached) = course.into_parts();
     report(&mut figures, &counted, &reached, kills.len());
     crate::bench::end(ground.lab, &mut figures, "B.1")?;
     figures.finish(json)
+}
+
+/// Every kill, and the end.
+fn go(course: &mut Course, kills: &[schedule::Kill]) -> Result<()> {
+    for (number, kill) in kills.iter().enumerate() {
+        let line = course
+            .kill(kill)
+            .with_context(|| format!("kill {}: {kill}", number + 1))?;
+        println!("  {:3}/{} {line}", number + 1, kills.len());
+    }
+    course.end()
 }
 
 fn report(figures: &mut Figures, counted: &Counted, reached: &BTreeMap<String, u64>, kills: usize) {
