@@ -9,12 +9,14 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::build::{self, release_directory, workspace};
-use crate::{bench, setup, sim};
+use crate::{bench, chaos, setup, sim};
 
 /// Seeds of the short simulation.
 const SHORT_SEEDS: u64 = 200;
 /// Storms of each half in the short storm.
 const SHORT_STORMS: usize = 1;
+/// Kills of the short chaos.
+const SHORT_KILLS: u32 = 12;
 
 /// What libtest said about one test, by its name with its program's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +51,7 @@ impl Verdicts {
     }
 }
 
-/// Runs all tests, the short simulation and the short storm.
+/// Runs all tests, the short simulation, the short storm and the short chaos.
 pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     println!("building what guests run");
     build::guest_binaries()?;
@@ -68,6 +70,7 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
         None,
     );
     short_storm(&mut verdicts);
+    short_chaos(&mut verdicts);
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -76,6 +79,26 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
 }
 
 fn short_storm(verdicts: &mut Verdicts) {
+    println!("storm, {SHORT_STORMS} of each half");
+    with_guests("storm", verdicts, || bench::wake_storm::run(SHORT_STORMS, None));
+}
+
+/// Every kind of leak once, and some kills.
+fn short_chaos(verdicts: &mut Verdicts) {
+    println!("chaos, planted leaks and {SHORT_KILLS} kills");
+    let request = |plant_leak: Option<&str>| chaos::Request {
+        kills: SHORT_KILLS,
+        seed: 1,
+        plant_leak: plant_leak.map(str::to_owned),
+    };
+    with_guests("chaos leaks", verdicts, || {
+        chaos::run(&request(Some("all")), None)
+    });
+    with_guests("chaos kills", verdicts, || chaos::run(&request(None), None));
+}
+
+/// Runs what takes guests, or says why it cannot.
+fn with_guests(name: &str, verdicts: &mut Verdicts, work: impl FnOnce() -> Result<ExitCode>) {
     let lacking = if !setup::is_root() {
         Some("not root")
     } else if setup::find_program("qemu-system-x86_64").is_none() {
@@ -84,19 +107,18 @@ fn short_storm(verdicts: &mut Verdicts) {
         None
     };
     if let Some(why) = lacking {
-        verdicts.add("storm", Verdict::Skipped, Some(why));
+        verdicts.add(name, Verdict::Skipped, Some(why));
         return;
     }
-    println!("storm, {SHORT_STORMS} of each half");
-    let verdict = match bench::wake_storm::run(SHORT_STORMS, None) {
+    let verdict = match work() {
         Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
         Ok(_) => Verdict::Failed,
         Err(error) => {
-            println!("storm: {error:#}");
+            println!("{name}: {error:#}");
             Verdict::Failed
         }
     };
-    verdicts.add("storm", verdict, None);
+    verdicts.add(name, verdict, None);
 }
 
 fn finish(verdicts: &Verdicts, json: Option<&Path>) -> Result<ExitCode> {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use dormouse_keeper::{HeldKind, Holder, KeeperClient};
 use dormouse_sys::netns::Namespace;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -38,6 +38,63 @@ pub(crate) struct Leak {
     socket: Option<UnixListener>,
 }
 
+/// What makes a leak in the data plane, and what takes it back.
+struct Order {
+    program: &'static str,
+    make: Vec<String>,
+    undo: Vec<String>,
+    name: String,
+}
+
+/// The order of a kind that the data plane has; `None` of the others.
+fn order(kind: Kind) -> Option<Order> {
+    let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let ip = |make: String, undo: String, name: String| Order {
+        program: "ip",
+        make: words(make),
+        undo: words(undo),
+        name,
+    };
+    Some(match kind {
+        Kind::Link => ip(
+            format!("tuntap add dev {TAP} mode tap"),
+            format!("link del {TAP}"),
+            TAP.to_owned(),
+        ),
+        Kind::Route => ip(
+            format!("route add {ROUTED} dev dmp0 proto 109"),
+            format!("route del {ROUTED} dev dmp0"),
+            format!("{ROUTED} dev dmp0"),
+        ),
+        Kind::Neighbour => ip(
+            format!("neigh add {NEIGHBOUR} lladdr 02:d0:00:00:00:fe dev dmp0 nud permanent"),
+            format!("neigh del {NEIGHBOUR} dev dmp0"),
+            format!("{NEIGHBOUR} dev dmp0 permanent"),
+        ),
+        Kind::Rule => {
+            let element = |verb: &str| {
+                let set = format!("{verb} element inet dormouse_dm sources_ipv4");
+                [words(set), vec![format!("{{ \"{TAP}\" . {SOURCE} }}")]].concat()
+            };
+            Order {
+                program: "nft",
+                make: element("add"),
+                undo: element("delete"),
+                name: format!("sources_ipv4 {TAP} {SOURCE}"),
+            }
+        }
+        Kind::Process
+        | Kind::Zombie
+        | Kind::Mount
+        | Kind::Namespace
+        | Kind::Cgroup
+        | Kind::Descriptor
+        | Kind::File
+        | Kind::Socket
+        | Kind::Record => return None,
+    })
+}
+
 /// Makes a leak of `kind` in the run of `lab`.
 pub(crate) fn plant(kind: Kind, lab: &mut Lab, site: &Site) -> Result<Leak> {
     let mut leak = Leak {
@@ -46,102 +103,104 @@ pub(crate) fn plant(kind: Kind, lab: &mut Lab, site: &Site) -> Result<Leak> {
         process: None,
         socket: None,
     };
-    let uid = site.uids.end.saturating_sub(2);
-    leak.thing.name = match kind {
-        Kind::Process => {
-            leak.process = Some(start("sleep", &["600"], uid)?);
-            format!("sleep of user {uid}")
+    leak.thing.name = match order(kind) {
+        Some(order) => {
+            inside(lab, order.program, &order.make)?;
+            order.name
         }
-        Kind::Zombie => {
-            let child = start("true", &[], uid)?;
-            let pid = Pid::from_raw(child.id().cast_signed());
-            waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
-                .context("waiting for a zombie")?;
-            leak.process = Some(child);
-            "true".to_owned()
-        }
-        Kind::Link => {
-            inside(lab, "ip", &["tuntap", "add", "dev", TAP, "mode", "tap"])?;
-            TAP.to_owned()
-        }
-        Kind::Route => {
-            inside(
-                lab,
-                "ip",
-                &["route", "add", ROUTED, "dev", "dmp0", "proto", "109"],
-            )?;
-            format!("{ROUTED} dev dmp0")
-        }
-        Kind::Neighbour => {
-            let mac = "02:d0:00:00:00:fe";
-            inside(
-                lab,
-                "ip",
-                &[
-                    "neigh",
-                    "add",
-                    NEIGHBOUR,
-                    "lladdr",
-                    mac,
-                    "dev",
-                    "dmp0",
-                    "nud",
-                    "permanent",
-                ],
-            )?;
-            format!("{NEIGHBOUR} dev dmp0 permanent")
-        }
-        Kind::Rule => {
-            inside(lab, "nft", &element("add").each_ref().map(String::as_str))?;
-            format!("sources_ipv4 {TAP} {SOURCE}")
-        }
-        Kind::Mount => {
-            let at = staging(site);
-            mount(Some(&at), &at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-                .context("binding a directory")?;
-            at.to_string_lossy().into_owned()
-        }
-        Kind::Namespace => {
-            let at = site.run.join("left.netns");
-            drop(Namespace::create_at(&at)?);
-            at.to_string_lossy().into_owned()
-        }
-        Kind::Cgroup => {
-            fs::create_dir(group(site)?).context("making a control group")?;
-            "left".to_owned()
-        }
-        Kind::Descriptor => {
-            let path = site.data.join("config.toml");
-            let file = fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-            keep(lab, site, file.into())?;
-            format!("keeper {}", path.display())
-        }
-        Kind::File => {
-            let path = staging(site).join("left.ext4");
-            fs::write(&path, b"left").with_context(|| format!("writing {}", path.display()))?;
-            path.to_string_lossy().into_owned()
-        }
-        Kind::Socket => {
-            let path = site.run.join("left.sock");
-            leak.socket =
-                Some(UnixListener::bind(&path).with_context(|| format!("binding {}", path.display()))?);
-            path.to_string_lossy().into_owned()
-        }
-        Kind::Record => {
-            change_records(
-                lab,
-                site,
-                "INSERT INTO records VALUES (5, CAST('left' AS BLOB), x'00')",
-            )?;
-            "intent left".to_owned()
-        }
+        None => leak.make(lab, site)?,
     };
     Ok(leak)
 }
 
 impl Leak {
+    /// Makes a leak outside of the data plane; returns its name.
+    fn make(&mut self, lab: &mut Lab, site: &Site) -> Result<String> {
+        let uid = site.uids.end.saturating_sub(2);
+        Ok(match self.kind {
+            Kind::Process => {
+                self.process = Some(start("sleep", &["600"], uid)?);
+                format!("sleep of user {uid}")
+            }
+            Kind::Zombie => {
+                let child = start("true", &[], uid)?;
+                let pid = Pid::from_raw(child.id().cast_signed());
+                waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
+                    .context("waiting for a zombie")?;
+                self.process = Some(child);
+                "true".to_owned()
+            }
+            Kind::Descriptor => {
+                let path = site.data.join("config.toml");
+                let file = fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+                keep(lab, site, file.into())?;
+                format!("keeper {}", path.display())
+            }
+            Kind::Record => {
+                let statement = "INSERT INTO records VALUES (5, CAST('left' AS BLOB), x'00')";
+                change_records(lab, site, statement)?;
+                "intent left".to_owned()
+            }
+            Kind::Cgroup => {
+                fs::create_dir(group(site)?).context("making a control group")?;
+                "left".to_owned()
+            }
+            Kind::Mount | Kind::Namespace | Kind::File | Kind::Socket => {
+                let path = self.make_at_a_path(site)?;
+                path.to_string_lossy().into_owned()
+            }
+            Kind::Link | Kind::Route | Kind::Neighbour | Kind::Rule => bail!("not outside of the data plane"),
+        })
+    }
+
+    /// Makes what has a path for its name.
+    fn make_at_a_path(&mut self, site: &Site) -> Result<PathBuf> {
+        let staging = site.data.join("images/staging");
+        Ok(match self.kind {
+            Kind::Mount => {
+                mount(
+                    Some(&staging),
+                    &staging,
+                    None::<&str>,
+                    MsFlags::MS_BIND,
+                    None::<&str>,
+                )
+                .context("binding a directory")?;
+                staging
+            }
+            Kind::Namespace => {
+                let path = site.run.join("left.netns");
+                drop(Namespace::create_at(&path)?);
+                path
+            }
+            Kind::Socket => {
+                let path = site.run.join("left.sock");
+                let socket = UnixListener::bind(&path);
+                self.socket = Some(socket.with_context(|| format!("binding {}", path.display()))?);
+                path
+            }
+            Kind::File
+            | Kind::Process
+            | Kind::Zombie
+            | Kind::Link
+            | Kind::Route
+            | Kind::Neighbour
+            | Kind::Rule
+            | Kind::Cgroup
+            | Kind::Descriptor
+            | Kind::Record => {
+                let path = staging.join("left.ext4");
+                fs::write(&path, b"left").with_context(|| format!("writing {}", path.display()))?;
+                path
+            }
+        })
+    }
+
     /// Takes the leak back.
     pub(crate) fn take_back(mut self, lab: &mut Lab, site: &Site) -> Result<()> {
+        if let Some(order) = order(self.kind) {
+            return inside(lab, order.program, &order.undo);
+        }
         if let Some(child) = &mut self.process {
             // A zombie cannot be killed; it is only reaped.
             let _ = child.kill();
@@ -149,20 +208,14 @@ impl Leak {
         }
         let path = PathBuf::from(&self.thing.name);
         match self.kind {
-            Kind::Process | Kind::Zombie => Ok(()),
-            Kind::Link => inside(lab, "ip", &["link", "del", TAP]),
-            Kind::Route => inside(lab, "ip", &["route", "del", ROUTED, "dev", "dmp0"]),
-            Kind::Neighbour => inside(lab, "ip", &["neigh", "del", NEIGHBOUR, "dev", "dmp0"]),
-            Kind::Rule => inside(lab, "nft", &element("delete").each_ref().map(String::as_str)),
+            Kind::Process | Kind::Zombie | Kind::Link | Kind::Route | Kind::Neighbour | Kind::Rule => Ok(()),
             Kind::Mount => umount2(&path, MntFlags::MNT_DETACH).context("unmounting"),
             Kind::Namespace => Ok(Namespace::remove(&path)?),
             Kind::Cgroup => fs::remove_dir(group(site)?).context("removing a control group"),
             Kind::Descriptor => {
                 let (keeper, name) = (keeper(site), HELD.parse()?);
-                lab.runtime()
-                    .block_on(keeper.remove(&name))
-                    .map(drop)
-                    .context("asking the keeper")
+                let removed = lab.runtime().block_on(keeper.remove(&name));
+                removed.map(drop).context("asking the keeper")
             }
             Kind::File | Kind::Socket => {
                 fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
@@ -188,7 +241,7 @@ fn start(program: &str, arguments: &[&str], uid: u32) -> Result<Child> {
 }
 
 /// Runs a program in the data plane.
-fn inside(lab: &Lab, program: &str, arguments: &[&str]) -> Result<()> {
+fn inside(lab: &Lab, program: &str, arguments: &[String]) -> Result<()> {
     let output = lab
         .in_data_plane(|| Command::new(program).args(arguments).output())?
         .with_context(|| format!("starting {program}"))?;
@@ -199,15 +252,6 @@ fn inside(lab: &Lab, program: &str, arguments: &[&str]) -> Result<()> {
         arguments.join(" ")
     );
     Ok(())
-}
-
-fn element(verb: &str) -> [String; 6] {
-    let element = format!("{{ \"{TAP}\" . {SOURCE} }}");
-    [verb, "element", "inet", "dormouse_dm", "sources_ipv4", &element].map(str::to_owned)
-}
-
-fn staging(site: &Site) -> PathBuf {
-    site.data.join("images/staging")
 }
 
 fn group(site: &Site) -> Result<PathBuf> {

@@ -92,6 +92,13 @@ fn go(course: &mut Course, kills: &[schedule::Kill]) -> Result<()> {
     course.end()
 }
 
+/// Whether the release daemon, if one was built, does not know of fault points.
+fn release_is_clean() -> Option<bool> {
+    let bytes = std::fs::read(crate::build::release_directory().join("dormoused")).ok()?;
+    let word = dormouse_sys::fault::SOCKET_VARIABLE.as_bytes();
+    Some(!bytes.windows(word.len()).any(|window| window == word))
+}
+
 fn report(figures: &mut Figures, counted: &Counted, reached: &BTreeMap<String, u64>, kills: usize) {
     for (name, lines) in [
         ("leaked", &counted.leaked),
@@ -127,6 +134,10 @@ fn report(figures: &mut Figures, counted: &Counted, reached: &BTreeMap<String, u
         figures.check_count("B.1", name, 0);
     }
     figures.check_count("B.1", "kills", kills as u64);
+    if let Some(clean) = release_is_clean() {
+        let what = "the release daemon has no fault points";
+        figures.check("B.1", what, "true", clean.into(), clean);
+    }
 }
 
 /// The kinds that a word on the command line means.
@@ -159,8 +170,9 @@ impl Ground {
         lab.start_daemon()?;
         let site = lab.site();
         let house = gather::census(&site)?;
-        for problem in expect::strangers(&site, &before, &house) {
-            bail!("an idle daemon has made {problem}, which is none of the things that it makes");
+        let strangers = expect::strangers(&site, &before, &house);
+        if !strangers.is_empty() {
+            bail!("an idle daemon has made what it is not known to make: {strangers:?}");
         }
         Ok(Self { lab, site, house })
     }

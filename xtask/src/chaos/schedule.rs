@@ -2,6 +2,121 @@
 
 use std::fmt;
 
+/// Names of fault points, each with how often it is passed before it is meant.
+pub(crate) type Passed = &'static [(&'static str, u32)];
+
+const IMPORT: Passed = &[
+    ("import_blob/before", 0),
+    ("import_blob_place/before", 0),
+    ("import_blob/after", 0),
+    ("import_blob/before", 2),
+    ("import_rootfs/before", 0),
+    ("import_rootfs_place/before", 0),
+    ("import_rootfs/after", 0),
+    ("import_record/before", 0),
+    ("import_record/after", 0),
+    ("import_release/before", 0),
+    ("import_release/after", 0),
+];
+
+const DROP_IMAGE: Passed = &[
+    ("image_record_removal/before", 0),
+    ("image_record_removal/after", 0),
+    ("image_blob_removal/after", 0),
+    ("image_blob_removal/after", 1),
+    ("image_collection/after", 0),
+];
+
+const CREATE: Passed = &[("create_record/before", 0), ("create_record/after", 0)];
+
+const START: Passed = &[
+    ("write_starting/before", 0),
+    ("write_starting/after", 0),
+    ("prepare_disks/before", 0),
+    ("prepare_disks/after", 0),
+    ("attach_link/before", 0),
+    ("attach_link/after", 0),
+    ("make_tap/before", 0),
+    ("make_tap/after", 0),
+    ("launch/before", 0),
+    ("launch/after", 0),
+    ("write_running/before", 0),
+    ("write_running/after", 0),
+    ("open/before", 0),
+    ("open/after", 0),
+];
+
+const STANDBY: Passed = &[
+    ("shut/before", 0),
+    ("shut/after", 0),
+    ("drain/before", 0),
+    ("drain/after", 0),
+    ("pause/before", 0),
+    ("pause/after", 0),
+    ("save/before", 0),
+    ("save/after", 0),
+    ("write_standby/before", 0),
+    ("write_standby/after", 0),
+    ("let_go/before", 0),
+    ("let_go/after", 0),
+];
+
+const SPILL: Passed = &[
+    ("spill/before", 0),
+    ("spill/after", 0),
+    ("write_standby/before", 1),
+    ("write_standby/after", 1),
+    ("drop_resident/before", 0),
+    ("drop_resident/after", 0),
+];
+
+const WAKE: Passed = &[
+    ("make_tap/before", 0),
+    ("make_tap/after", 0),
+    ("restore/before", 0),
+    ("restore/after", 0),
+    ("write_running/before", 0),
+    ("write_running/after", 0),
+    ("resume/before", 0),
+    ("resume/after", 0),
+    ("open/before", 0),
+    ("open/after", 0),
+    ("greet/before", 0),
+    ("greet/after", 0),
+];
+
+const STOP: Passed = &[
+    ("write_stopping/before", 0),
+    ("write_stopping/after", 0),
+    ("shutdown/before", 0),
+    ("shutdown/after", 0),
+    ("end_process/before", 0),
+    ("end_process/after", 0),
+    ("release_link/before", 0),
+    ("release_link/after", 0),
+    ("drop_memory/before", 0),
+    ("drop_memory/after", 0),
+    ("write_stopped/before", 0),
+    ("write_stopped/after", 0),
+];
+
+const DELETE: Passed = &[
+    ("write_deleting/before", 0),
+    ("write_deleting/after", 0),
+    ("end_process/before", 0),
+    ("end_process/after", 0),
+    ("release_link/before", 0),
+    ("release_link/after", 0),
+    ("drop_memory/before", 0),
+    ("drop_memory/after", 0),
+    ("remove_files/before", 0),
+    ("remove_files/after", 0),
+    ("remove_record/before", 0),
+    ("remove_record/after", 0),
+    ("free_addresses/before", 0),
+    ("free_addresses/after", 0),
+];
+
 /// What the API is asked for while somebody is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Act {
@@ -55,111 +170,17 @@ impl Act {
     }
 
     /// The fault points that the act passes, in their order, with how often the same name is passed first.
-    pub(crate) const fn points(self) -> &'static [(&'static str, u32)] {
+    pub(crate) const fn points(self) -> Passed {
         match self {
-            Self::Import => &[
-                ("import_blob/before", 0),
-                ("import_blob_place/before", 0),
-                ("import_blob/after", 0),
-                ("import_blob/before", 2),
-                ("import_rootfs/before", 0),
-                ("import_rootfs_place/before", 0),
-                ("import_rootfs/after", 0),
-                ("import_record/before", 0),
-                ("import_record/after", 0),
-                ("import_release/before", 0),
-                ("import_release/after", 0),
-            ],
-            Self::DropImage => &[
-                ("image_record_removal/before", 0),
-                ("image_record_removal/after", 0),
-                ("image_blob_removal/after", 0),
-                ("image_blob_removal/after", 1),
-                ("image_collection/after", 0),
-            ],
-            Self::Create => &[("create_record/before", 0), ("create_record/after", 0)],
-            Self::Start => &[
-                ("write_starting/before", 0),
-                ("write_starting/after", 0),
-                ("prepare_disks/before", 0),
-                ("prepare_disks/after", 0),
-                ("attach_link/before", 0),
-                ("attach_link/after", 0),
-                ("make_tap/before", 0),
-                ("make_tap/after", 0),
-                ("launch/before", 0),
-                ("launch/after", 0),
-                ("write_running/before", 0),
-                ("write_running/after", 0),
-                ("open/before", 0),
-                ("open/after", 0),
-            ],
-            Self::Standby => &[
-                ("shut/before", 0),
-                ("shut/after", 0),
-                ("drain/before", 0),
-                ("drain/after", 0),
-                ("pause/before", 0),
-                ("pause/after", 0),
-                ("save/before", 0),
-                ("save/after", 0),
-                ("write_standby/before", 0),
-                ("write_standby/after", 0),
-                ("let_go/before", 0),
-                ("let_go/after", 0),
-            ],
-            Self::Spill => &[
-                ("spill/before", 0),
-                ("spill/after", 0),
-                ("write_standby/before", 1),
-                ("write_standby/after", 1),
-                ("drop_resident/before", 0),
-                ("drop_resident/after", 0),
-            ],
-            Self::Wake => &[
-                ("make_tap/before", 0),
-                ("make_tap/after", 0),
-                ("restore/before", 0),
-                ("restore/after", 0),
-                ("write_running/before", 0),
-                ("write_running/after", 0),
-                ("resume/before", 0),
-                ("resume/after", 0),
-                ("open/before", 0),
-                ("open/after", 0),
-                ("greet/before", 0),
-                ("greet/after", 0),
-            ],
-            Self::Stop => &[
-                ("write_stopping/before", 0),
-                ("write_stopping/after", 0),
-                ("shutdown/before", 0),
-                ("shutdown/after", 0),
-                ("end_process/before", 0),
-                ("end_process/after", 0),
-                ("release_link/before", 0),
-                ("release_link/after", 0),
-                ("drop_memory/before", 0),
-                ("drop_memory/after", 0),
-                ("write_stopped/before", 0),
-                ("write_stopped/after", 0),
-            ],
-            Self::Delete => &[
-                ("write_deleting/before", 0),
-                ("write_deleting/after", 0),
-                ("end_process/before", 0),
-                ("end_process/after", 0),
-                ("release_link/before", 0),
-                ("release_link/after", 0),
-                ("drop_memory/before", 0),
-                ("drop_memory/after", 0),
-                ("remove_files/before", 0),
-                ("remove_files/after", 0),
-                ("remove_record/before", 0),
-                ("remove_record/after", 0),
-                ("free_addresses/before", 0),
-                ("free_addresses/after", 0),
-            ],
+            Self::Import => IMPORT,
+            Self::DropImage => DROP_IMAGE,
+            Self::Create => CREATE,
+            Self::Start => START,
+            Self::Standby => STANDBY,
+            Self::Spill => SPILL,
+            Self::Wake => WAKE,
+            Self::Stop => STOP,
+            Self::Delete => DELETE,
         }
     }
 
