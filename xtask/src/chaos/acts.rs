@@ -123,6 +123,7 @@ async fn ask(client: &Client, act: Act, subject: &Subject) -> Result<(), ClientE
         Act::Standby | Act::Spill => {
             let request = v1::StandbyInstanceRequest {
                 instance,
+                yield_to_traffic: act == Act::Spill,
                 ..Default::default()
             };
             client.instances().standby_instance(request).await?;

@@ -246,3 +246,126 @@ pub(crate) fn strangers(site: &Site, before: &Census, house: &Census) -> Vec<Str
         .map(|(thing, count)| format!("{thing} ({count} times)"))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::thing::compare;
+    use super::*;
+    use std::path::PathBuf;
+
+    const ID: &str = "01m7wpbyq2cne74ve78esc5tz5";
+    const MARK: &str = "e78esc5tz5";
+
+    fn site() -> Site {
+        Site {
+            data: PathBuf::from("/d"),
+            run: PathBuf::from("/r"),
+            uids: 0..1,
+            daemon: PathBuf::from("/bin/dormoused"),
+            namespace: PathBuf::from("/r/ns"),
+            cgroup: None,
+        }
+    }
+
+    fn listing(state: InstanceState) -> Listing {
+        Listing {
+            instances: vec![InstanceFact {
+                id: ID.to_owned(),
+                name: "a".to_owned(),
+                state,
+                reason: String::new(),
+                addresses: ["10.78.0.2".to_owned(), "fd78::2".to_owned()],
+                pid: 7,
+                generation: 3,
+                digest: "sha256:m".to_owned(),
+            }],
+            images: Vec::new(),
+        }
+    }
+
+    /// What every instance has that was started once.
+    fn rest() -> Census {
+        let mut found = Census::default();
+        found.add(Kind::Record, format!("instance {ID}"));
+        found.add(Kind::File, format!("/d/instances/{ID}/"));
+        for name in ["disk.ext4", "console.log", "vmm.log"] {
+            found.add(Kind::File, format!("/d/instances/{ID}/{name}"));
+        }
+        found
+    }
+
+    fn asleep() -> Census {
+        let mut found = rest();
+        found.add(Kind::File, format!("memory {ID}"));
+        found.add(Kind::File, format!("/d/instances/{ID}/state.3"));
+        for address in ["10.78.0.2", "fd78::2"] {
+            found.add(Kind::Route, format!("{address} dev dmp0"));
+        }
+        found
+    }
+
+    fn awake() -> Census {
+        let mut found = asleep();
+        found.add(Kind::Process, format!("vmm {MARK}"));
+        found.add(Kind::Cgroup, MARK);
+        found.add(Kind::Link, format!("dmt{MARK}"));
+        found.add(Kind::File, format!("/r/i/{MARK}/"));
+        for name in ["qmp.sock", "agent.sock"] {
+            found.add(Kind::Socket, format!("/r/i/{MARK}/{name}"));
+        }
+        for (address, set) in [("10.78.0.2", "sources_ipv4"), ("fd78::2", "sources_ipv6")] {
+            found.add(Kind::Route, format!("{address} dev dmt{MARK}"));
+            found.add(Kind::Neighbour, format!("{address} dev dmt{MARK} permanent"));
+            found.add(Kind::Rule, format!("{set} dmt{MARK} {address}"));
+        }
+        found
+    }
+
+    fn difference(state: InstanceState, found: &Census) -> Vec<String> {
+        compare(&expected(&site(), &Census::default(), &listing(state)), found).lines()
+    }
+
+    #[test]
+    fn each_state_explains_exactly_its_own() {
+        for (state, found) in [
+            (InstanceState::Running, awake()),
+            (InstanceState::Initializing, awake()),
+            (InstanceState::Standby, asleep()),
+            (InstanceState::Stopped, rest()),
+            (InstanceState::Failed, rest()),
+        ] {
+            assert_eq!(difference(state, &found), Vec::<String>::new(), "{state:?}");
+        }
+        assert!(
+            difference(InstanceState::Standby, &awake()).contains(&format!("leaked: process vmm {MARK}"))
+        );
+        assert!(difference(InstanceState::Stopped, &asleep()).contains(&format!("leaked: file memory {ID}")));
+        assert!(
+            difference(InstanceState::Running, &asleep()).contains(&format!("missing: process vmm {MARK}"))
+        );
+    }
+
+    #[test]
+    fn a_second_copy_of_memory_or_a_second_process_is_doubled() {
+        let mut found = awake();
+        found.add(Kind::File, format!("memory {ID}"));
+        found.add(Kind::Process, format!("vmm {MARK}"));
+        let want = [
+            format!("doubled: process vmm {MARK}"),
+            format!("doubled: file memory {ID}"),
+        ];
+        assert_eq!(difference(InstanceState::Running, &found), want);
+    }
+
+    #[test]
+    fn a_strange_thing_of_an_idle_daemon_is_told() {
+        let mut house = Census::default();
+        house.add(Kind::Process, "daemon");
+        assert_eq!(
+            strangers(&site(), &Census::default(), &house),
+            Vec::<String>::new()
+        );
+        house.add(Kind::Link, "dmt0");
+        assert_eq!(strangers(&site(), &Census::default(), &house).len(), 1);
+    }
+}

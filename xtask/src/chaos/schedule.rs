@@ -62,6 +62,8 @@ const STANDBY: Passed = &[
 ];
 
 const SPILL: Passed = &[
+    ("prove/before", 0),
+    ("prove/after", 0),
     ("spill/before", 0),
     ("spill/after", 0),
     ("write_standby/before", 1),
@@ -130,7 +132,7 @@ pub(crate) enum Act {
     Start,
     /// A guest goes to sleep.
     Standby,
-    /// A guest goes to sleep, its memory to disk.
+    /// A guest that nobody talks to goes to sleep, which is proven, and its memory goes to disk.
     Spill,
     /// A sleeper wakes.
     Wake,
