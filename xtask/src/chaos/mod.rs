@@ -6,10 +6,10 @@
 //!     └── ledger judges ◀── census ◀── quiet ◀── start the daemon again ◀─┘
 //! ```
 //!
-//! The [`schedule`](schedule) is a pure function of its seed. The [`ledger`](ledger) knows what was
+//! The [`schedule`] is a pure function of its seed. The [`ledger`] knows what was
 //! acknowledged and judges what the API lists after each restart. The census counts what is on the
 //! machine ([`gather`]) and compares it with what the listing explains ([`expect`]). Traffic goes on all
-//! the while ([`traffic`](traffic)); who may have lost a packet is in there.
+//! the while ([`traffic`]); who may have lost a packet is in there.
 
 mod acts;
 mod api;
