@@ -184,7 +184,11 @@ fn run_bench(bench: &Bench) -> Result<ExitCode> {
     }
     match bench {
         Bench::Standby { rounds, output } => bench::standby::run(*rounds, file(output)),
-        Bench::WakeStorm { repetitions, output } => bench::wake_storm::run(*repetitions, file(output)),
+        Bench::WakeStorm { repetitions, output } => bench::wake_storm::run(
+            *repetitions,
+            bench::wake_storm::Judged::LossesAndTimes,
+            file(output),
+        ),
         Bench::Connections { cycles, output } => bench::connections::run(*cycles, file(output)),
     }
 }

@@ -80,7 +80,9 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
 
 fn short_storm(verdicts: &mut Verdicts) {
     println!("storm, {SHORT_STORMS} of each half");
-    with_guests("storm", verdicts, || bench::wake_storm::run(SHORT_STORMS, None));
+    with_guests("storm", verdicts, || {
+        bench::wake_storm::run(SHORT_STORMS, bench::wake_storm::Judged::Losses, None)
+    });
 }
 
 /// Every kind of leak once, and some kills.

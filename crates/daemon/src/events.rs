@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_instance::InstanceEvent;
 use dormouse_model::WallTime;
+use dormouse_store::Damage;
 use tokio::sync::watch;
 
 /// Events kept for resuming; a client that was away longer is told of a gap.
@@ -22,6 +23,8 @@ pub enum Happening {
         /// Imported, else removed.
         imported: bool,
     },
+    /// A record was found damaged and set aside.
+    SetAside(Damage),
 }
 
 /// One numbered event.

@@ -24,9 +24,11 @@ use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
 use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
-use dormouse_store::{Store, StoreError};
+use dormouse_store::{Damage, Store, StoreError};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -67,7 +69,7 @@ pub struct House {
 pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, DaemonError> {
     let ram = host::prepare(config)?;
     let mark = host::mark(&config.data_directory);
-    let store = open_store(&config.data_directory.join("dormouse.db")).await?;
+    let (store, damages) = open_store(&config.data_directory.join("dormouse.db")).await?;
     let images = ImageRoom::open(&config.data_directory, store.clone()).await?;
     let driver = QemuDriver::new(qemu_config(config));
     let probe = driver.probe().await?;
@@ -112,18 +114,19 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         observations,
         knocks: plane.knocks,
         network: plane.network,
-        store,
+        store: store.clone(),
         watchbook,
         clock: Arc::clone(&clock),
         sleep_support,
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
-    let events = start_event_log(&rooms, &instances, &mut tasks);
+    let events = start_event_log(&rooms, &instances, damages, &mut tasks);
     let api = Api::new(
         instances.clone(),
         images,
         engine.clone(),
         events,
+        store,
         Arc::new(facts),
         stop,
     );
@@ -229,18 +232,27 @@ fn sleep_support(probe: &Probe) -> SleepSupport {
     }
 }
 
-fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> EventLog {
+fn start_event_log(
+    rooms: &Rooms,
+    instances: &Instances,
+    mut damages: Receiver<Damage>,
+    tasks: &mut Tasks,
+) -> EventLog {
     let events = EventLog::new(u64::from_be_bytes(rooms.random()));
     let (mut changes, log, clock) = (instances.events(), events.clone(), Arc::clone(&rooms.clock));
     tasks.spawn(async move {
         loop {
-            match changes.recv().await {
-                Ok(event) => log.push(clock.wall(), Happening::Instance(event)),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
+            let happening = tokio::select! {
+                change = changes.recv() => change.map(Happening::Instance),
+                damage = damages.recv() => damage.map(Happening::SetAside),
+            };
+            match happening {
+                Ok(happening) => log.push(clock.wall(), happening),
+                Err(RecvError::Lagged(missed)) => {
                     tracing::warn!(missed, "events missed by the log");
                     log.missed(missed);
                 }
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return "event log",
+                Err(RecvError::Closed) => return "event log",
             }
         }
     });
@@ -248,15 +260,21 @@ fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> E
 }
 
 /// Opens the store, waiting a little for its lock: a daemon that was killed holds it until the kernel has
-/// taken it apart, and whoever starts the next one should not have to know that.
-async fn open_store(path: &Path) -> Result<Store, StoreError> {
+/// taken it apart, and whoever starts the next one should not have to know that. With it comes what is set
+/// aside from now on: the reading at the start finds most of what is damaged.
+async fn open_store(path: &Path) -> Result<(Store, Receiver<Damage>), StoreError> {
+    let mut opened = Store::open(path).await;
     for _ in 1..LOCK_TRIES {
-        match Store::open(path).await {
-            Err(StoreError::Locked { .. }) => tokio::time::sleep(LOCK_PAUSE).await,
-            opened => return opened,
+        if !matches!(opened, Err(StoreError::Locked { .. })) {
+            break;
         }
+        tokio::time::sleep(LOCK_PAUSE).await;
+        opened = Store::open(path).await;
     }
-    Store::open(path).await
+    opened.map(|store| {
+        let notices = store.notices();
+        (store, notices)
+    })
 }
 
 fn qemu_config(config: &Config) -> QemuConfig {

@@ -33,7 +33,7 @@ pub mod record;
 pub mod sqlite;
 mod store;
 
-pub use backend::{Backend, Report};
+pub use backend::{Backend, Newer, Report, Tally};
 pub use batch::Batch;
 pub use error::{Cause, StoreError};
 pub use record::{Damage, DamageReason, Key, Record, RecordKind};

@@ -14,6 +14,7 @@ mod system;
 use std::sync::Arc;
 
 use dormouse_instance::Instances;
+use dormouse_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineHandle;
@@ -30,6 +31,7 @@ pub struct Api {
     images: ImageRoom,
     engine: EngineHandle,
     events: EventLog,
+    store: Store,
     facts: Arc<SystemFacts>,
     repeats: repeats::Repeats,
     /// The daemon goes down: streams end, or it would wait for their clients.
@@ -45,6 +47,7 @@ impl Api {
         images: ImageRoom,
         engine: EngineHandle,
         events: EventLog,
+        store: Store,
         facts: Arc<SystemFacts>,
         stop: CancellationToken,
     ) -> Self {
@@ -53,6 +56,7 @@ impl Api {
             images,
             engine,
             events,
+            store,
             facts,
             repeats: repeats::Repeats::default(),
             stop,

@@ -3042,6 +3042,112 @@ pub struct DoctorResponse {
     #[prost(message, repeated, tag = "1")]
     pub checks: ::prost::alloc::vec::Vec<Check>,
 }
+/// Request of CheckStore.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckStoreRequest {}
+/// How many sound records are of a kind.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RecordCount {
+    /// The kind, such as instance.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// How many.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
+/// A record that is not what was written.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DamagedRecord {
+    /// Its kind.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Its key: an id or name as text where it is one, else hexadecimal.
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// What is wrong with it.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// A record that a newer daemon has written. It is refused and left alone.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NewerRecord {
+    /// Its kind.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Its key.
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// Its version.
+    #[prost(uint32, tag = "3")]
+    pub found: u32,
+    /// The newest version that is known.
+    #[prost(uint32, tag = "4")]
+    pub known: u32,
+}
+/// What a check of all records found.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StoreReport {
+    /// Whether nothing is wrong.
+    #[prost(bool, tag = "1")]
+    pub sound: bool,
+    /// Sound records by kind; kinds without records are left out.
+    #[prost(message, repeated, tag = "2")]
+    pub records: ::prost::alloc::vec::Vec<RecordCount>,
+    /// Damaged records that are still in their place.
+    #[prost(message, repeated, tag = "3")]
+    pub damaged: ::prost::alloc::vec::Vec<DamagedRecord>,
+    /// Damaged records that were set aside.
+    #[prost(message, repeated, tag = "4")]
+    pub quarantined: ::prost::alloc::vec::Vec<DamagedRecord>,
+    /// Records of a newer version.
+    #[prost(message, repeated, tag = "5")]
+    pub newer: ::prost::alloc::vec::Vec<NewerRecord>,
+    /// Numbers of kinds that only a newer daemon knows.
+    #[prost(uint32, repeated, tag = "6")]
+    pub unknown_kinds: ::prost::alloc::vec::Vec<u32>,
+    /// What the database says about its own pages; empty when they are sound.
+    #[prost(string, repeated, tag = "7")]
+    pub layout_faults: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Request of BackUpStore.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackUpStoreRequest {
+    /// The new file: an absolute path on the daemon's host at which there is nothing.
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+}
+/// Response of BackUpStore.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackUpStoreResponse {
+    /// Sound records in the copy.
+    #[prost(uint64, tag = "1")]
+    pub records: u64,
+    /// Size of the copy in bytes.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+/// Request of DropQuarantined.
+#[allow(clippy::all)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DropQuarantinedRequest {
+    /// The kind, as CheckStore has it.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// The key, as CheckStore has it.
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+}
+/// Response of DropQuarantined.
+#[allow(clippy::all)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DropQuarantinedResponse {}
 /// Request of WatchEvents.
 #[allow(clippy::all)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3100,7 +3206,7 @@ pub struct Event {
     #[prost(message, optional, tag = "2")]
     pub at: ::core::option::Option<::prost_types::Timestamp>,
     /// What.
-    #[prost(oneof = "event::What", tags = "10, 11, 12")]
+    #[prost(oneof = "event::What", tags = "10, 11, 12, 13")]
     pub what: ::core::option::Option<event::What>,
 }
 /// Nested message and enum types in `Event`.
@@ -3118,6 +3224,9 @@ pub mod event {
         /// Events were lost.
         #[prost(message, tag = "12")]
         Gap(super::EventGap),
+        /// A record was found damaged and set aside.
+        #[prost(message, tag = "13")]
+        Quarantined(super::DamagedRecord),
     }
 }
 /// How a check went.
@@ -3400,6 +3509,78 @@ pub mod system_service_client {
                 .insert(GrpcMethod::new("dormouse.v1.SystemService", "WatchEvents"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Reads every record and says what is wrong. Changes nothing; other requests go on.
+        pub async fn check_store(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CheckStoreRequest>,
+        ) -> std::result::Result<tonic::Response<super::StoreReport>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dormouse.v1.SystemService/CheckStore",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dormouse.v1.SystemService", "CheckStore"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Copies all records to a new file on the daemon's host and checks the copy. Changes wait meanwhile.
+        pub async fn back_up_store(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BackUpStoreRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BackUpStoreResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dormouse.v1.SystemService/BackUpStore",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dormouse.v1.SystemService", "BackUpStore"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a damaged record that was set aside, for good.
+        pub async fn drop_quarantined(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DropQuarantinedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DropQuarantinedResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dormouse.v1.SystemService/DropQuarantined",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dormouse.v1.SystemService", "DropQuarantined"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3438,6 +3619,27 @@ pub mod system_service_server {
             request: tonic::Request<super::WatchEventsRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::WatchEventsStream>,
+            tonic::Status,
+        >;
+        /// Reads every record and says what is wrong. Changes nothing; other requests go on.
+        async fn check_store(
+            &self,
+            request: tonic::Request<super::CheckStoreRequest>,
+        ) -> std::result::Result<tonic::Response<super::StoreReport>, tonic::Status>;
+        /// Copies all records to a new file on the daemon's host and checks the copy. Changes wait meanwhile.
+        async fn back_up_store(
+            &self,
+            request: tonic::Request<super::BackUpStoreRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BackUpStoreResponse>,
+            tonic::Status,
+        >;
+        /// Removes a damaged record that was set aside, for good.
+        async fn drop_quarantined(
+            &self,
+            request: tonic::Request<super::DropQuarantinedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DropQuarantinedResponse>,
             tonic::Status,
         >;
     }
@@ -3650,6 +3852,142 @@ pub mod system_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dormouse.v1.SystemService/CheckStore" => {
+                    #[allow(non_camel_case_types)]
+                    struct CheckStoreSvc<T: SystemService>(pub Arc<T>);
+                    impl<
+                        T: SystemService,
+                    > tonic::server::UnaryService<super::CheckStoreRequest>
+                    for CheckStoreSvc<T> {
+                        type Response = super::StoreReport;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CheckStoreRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SystemService>::check_store(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CheckStoreSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dormouse.v1.SystemService/BackUpStore" => {
+                    #[allow(non_camel_case_types)]
+                    struct BackUpStoreSvc<T: SystemService>(pub Arc<T>);
+                    impl<
+                        T: SystemService,
+                    > tonic::server::UnaryService<super::BackUpStoreRequest>
+                    for BackUpStoreSvc<T> {
+                        type Response = super::BackUpStoreResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BackUpStoreRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SystemService>::back_up_store(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BackUpStoreSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dormouse.v1.SystemService/DropQuarantined" => {
+                    #[allow(non_camel_case_types)]
+                    struct DropQuarantinedSvc<T: SystemService>(pub Arc<T>);
+                    impl<
+                        T: SystemService,
+                    > tonic::server::UnaryService<super::DropQuarantinedRequest>
+                    for DropQuarantinedSvc<T> {
+                        type Response = super::DropQuarantinedResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DropQuarantinedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SystemService>::drop_quarantined(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DropQuarantinedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
