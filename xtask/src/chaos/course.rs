@@ -59,9 +59,9 @@ pub(crate) struct Counted {
     pub lost: Vec<String>,
     /// Kills by target.
     pub kills: BTreeMap<Target, u64>,
-    /// Points that were not reached.
+    /// Kills whose fault points were not reached.
     pub missed: Vec<String>,
-    /// Answers that were errors although the daemon lived.
+    /// Answers that were errors although daemon and guest lived.
     pub refused: Vec<String>,
     /// Starts of the daemon that failed.
     pub starts_refused: u64,
@@ -148,8 +148,8 @@ impl Course {
         Ok(course)
     }
 
-    /// One kill with all that belongs to it. Returns a line about it.
-    pub(crate) fn kill(&mut self, kill: &Kill) -> Result<String> {
+    /// One kill with all that belongs to it. Returns a line about it, and whether its moment came.
+    pub(crate) fn kill(&mut self, kill: &Kill) -> Result<(String, bool)> {
         let subject = self.prepare(kill)?;
         if let Moment::Point(name, skip) = kill.moment {
             self.points.arm(name, skip);
@@ -162,6 +162,7 @@ impl Course {
             self.let_talk(&subject.name);
         }
         let held = self.wait_for(kill, &call);
+        let reached = held.is_some() || matches!(kill.moment, Moment::After(_));
         let struck = self.strike(kill, &subject)?;
         if let Some(held) = held {
             held.release();
@@ -170,7 +171,7 @@ impl Course {
         let answer = call.join();
         match &answer {
             Ok(()) => kill.act.enter(&mut self.ledger, &subject.name, true),
-            Err(error) if !struck.daemon => {
+            Err(error) if !struck.daemon && struck.vmm.is_none() => {
                 self.counted.refused.push(format!("{kill}: {error:#}"));
             }
             Err(_) => {}
@@ -190,19 +191,18 @@ impl Course {
             "cut short"
         };
         let time = time_of_day();
-        Ok(format!(
-            "{time} {kill} ({answered}): up in {restart:.0} ms, settled in {settled:.0} ms"
-        ))
+        let line = format!("{time} {kill} ({answered}): up in {restart:.0} ms, settled in {settled:.0} ms");
+        Ok((line, reached))
     }
 
     /// Waits for the kill's moment.
-    fn wait_for(&mut self, kill: &Kill, call: &Call) -> Option<Held> {
-        let (name, skip) = match kill.moment {
+    fn wait_for(&self, kill: &Kill, call: &Call) -> Option<Held> {
+        let name = match kill.moment {
             Moment::After(ms) => {
                 tick(Duration::from_millis(u64::from(ms)));
                 return None;
             }
-            Moment::Point(name, skip) => (name, skip),
+            Moment::Point(name, _) => name,
         };
         let answered: Cell<Option<Instant>> = Cell::new(None);
         let background = kill.act == Act::Spill || name.starts_with("greet");
@@ -217,13 +217,7 @@ impl Course {
             }
             answered.get().is_some_and(|at| at.elapsed() > patience)
         };
-        let held = self.points.wait(POINT_DEADLINE, ended);
-        if held.is_none() {
-            self.counted
-                .missed
-                .push(format!("{} {name} {skip}", kill.act.as_str()));
-        }
-        held
+        self.points.wait(POINT_DEADLINE, ended)
     }
 
     fn strike(&mut self, kill: &Kill, subject: &Subject) -> Result<Struck> {
