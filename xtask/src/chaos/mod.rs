@@ -139,6 +139,7 @@ fn report(figures: &mut Figures, counted: &Counted, reached: &BTreeMap<String, u
         "doubled",
         "lost",
         "points_missed",
+        "calls_refused",
         "daemon_starts_refused",
     ] {
         figures.check_count("B.1", name, 0);
