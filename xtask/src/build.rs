@@ -111,6 +111,33 @@ pub(crate) fn scripted_vmm() -> Result<PathBuf> {
     Ok(profile_directory().join(name))
 }
 
+/// Builds the daemon with its fault points, and the keeper, in a target directory of their own: nothing
+/// that is released ever lies there. Returns their directory.
+pub(crate) fn planted_binaries() -> Result<PathBuf> {
+    let target = release_directory().join("../plant");
+    let text = target
+        .to_str()
+        .context("the target directory's path is not UTF-8")?;
+    cargo(&[
+        "build",
+        "--release",
+        "--quiet",
+        "-p",
+        "dormoused",
+        "-p",
+        "dormouse-keeper-bin",
+        "--features",
+        "dormouse-daemon/plant",
+        "--target-dir",
+        text,
+    ])?;
+    // As /proc will name it.
+    target
+        .join("release")
+        .canonicalize()
+        .with_context(|| format!("finding {text}"))
+}
+
 /// Builds the programs that run inside guests, linked statically, in a target directory of their own:
 /// other flags would rebuild everything else.
 pub(crate) fn guest_binaries() -> Result<GuestBinaries> {

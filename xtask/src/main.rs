@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod chaos;
 mod codegen;
 mod corruption;
 mod demo;
@@ -77,6 +78,20 @@ enum Task {
         /// Plant this fault, or `all` of them one by one: some seed must find it.
         #[arg(long)]
         plant: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Kill daemon, keeper and VMMs in the middle of everything, and count what is left.
+    Chaos {
+        /// How many kills.
+        #[arg(long, default_value_t = 200)]
+        kills: u32,
+        /// Of the schedule: the same again does the same again.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// No kills: make a leak of this kind, or one of each with `all`; the census must find it.
+        #[arg(long, value_name = "KIND")]
+        plant_leak: Option<String>,
         #[command(flatten)]
         output: Output,
     },
@@ -222,6 +237,19 @@ fn run(task: Task) -> Result<ExitCode> {
         } => fuzz::run(seconds, target.as_deref(), output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
+        Task::Chaos {
+            kills,
+            seed,
+            plant_leak,
+            output,
+        } => {
+            let request = chaos::Request {
+                kills,
+                seed,
+                plant_leak,
+            };
+            chaos::run(&request, output.json.as_deref())
+        }
         Task::Codegen { check } => codegen::run(check),
         Task::Tidy => tidy::run(),
     }

@@ -211,6 +211,7 @@ fn check_manifests(root: &Path, faults: &mut Vec<String>) -> Result<()> {
         let text =
             fs::read_to_string(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
         check_edges(&room, &text, faults);
+        check_plants(&room, &text, faults);
         let place = directory.strip_prefix(root).unwrap_or(&directory).display();
         if !text.contains("[lints]\nworkspace = true") && room != "sys" {
             faults.push(format!("{place}: does not inherit the lints of the workspace"));
@@ -224,6 +225,23 @@ fn check_manifests(root: &Path, faults: &mut Vec<String>) -> Result<()> {
         faults.push("bins/dormoused: planted faults must be absent from it".to_owned());
     }
     Ok(())
+}
+
+/// Planted faults and fault points are asked for by a harness, by name: no manifest that ships switches
+/// them on, neither by default nor for a dependency.
+fn check_plants(room: &str, manifest: &str, faults: &mut Vec<String>) {
+    let mut section = "";
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        }
+        let by_default = section == "[features]" && line.trim_start().starts_with("default");
+        let of_dependency =
+            section.starts_with("[dependencies") || section.starts_with("[build-dependencies");
+        if (by_default || of_dependency) && line.contains("plant") {
+            faults.push(format!("{room}: switches planted faults on: {}", line.trim()));
+        }
+    }
 }
 
 /// The workspace's own dependencies in the part of a manifest that ships.
@@ -434,6 +452,26 @@ fn configuration_keys(source: &str) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_manifest_that_switches_plants_on_is_found() {
+        for (manifest, wrong) in [
+            ("[features]\nplant = [\"dormouse-sys/plant\"]\n", 0),
+            ("[features]\ndefault = [\"plant\"]\n", 1),
+            (
+                "[dependencies]\ndormouse-sys = { workspace = true, features = [\"plant\"] }\n",
+                1,
+            ),
+            (
+                "[dev-dependencies]\ndormouse-sys = { workspace = true, features = [\"plant\"] }\n",
+                0,
+            ),
+        ] {
+            let mut faults = Vec::new();
+            check_plants("x", manifest, &mut faults);
+            assert_eq!(faults.len(), wrong, "{manifest}");
+        }
+    }
 
     #[test]
     fn keys_are_read_from_the_structures() {

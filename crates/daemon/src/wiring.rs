@@ -72,12 +72,10 @@ pub struct House {
 /// # Errors
 /// The first room that cannot be had.
 pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, DaemonError> {
-    let ram = host::prepare(config)?;
-    let mark = host::mark(&config.data_directory);
+    let (ram, mark) = (host::prepare(config)?, host::mark(&config.data_directory));
     let (store, damages) = open_store(&config.data_directory.join("dormouse.db")).await?;
     let images = ImageRoom::open(&config.data_directory, store.clone(), config.image_limits).await?;
-    let driver = QemuDriver::new(qemu_config(config));
-    let probe = driver.probe().await?;
+    let (driver, probe) = probed_driver(config).await?;
     let cgroups = Hierarchy::open(&format!("dormouse-{mark}"), &config.run_directory.join("cgroup"))?;
     let mut tasks = Tasks::new();
     let plane = open_plane(config, &mark, &mut tasks).await?;
@@ -142,6 +140,13 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         engine,
         tasks,
     })
+}
+
+/// The driver, and what it found out about this host.
+async fn probed_driver(config: &Config) -> Result<(QemuDriver, Probe), DaemonError> {
+    let driver = QemuDriver::new(qemu_config(config));
+    let probe = driver.probe().await?;
+    Ok((driver, probe))
 }
 
 /// The data plane and what belongs to its configuration.

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_model::{Bytes, WallTime};
+use dormouse_sys::fault::{Side, reach};
 
 use crate::blobs::{Blobs, TEMPORARY, sync_directory};
 use crate::digest::Digest;
@@ -134,10 +135,14 @@ impl ContentStore {
             .stored(&source, &image, &blobs, name, now, on_progress)
             .and_then(|record| {
                 let _guard = self.lock();
+                reach("import_record", Side::Before, &record.digest);
                 commit(&record).map_err(index_failed("write to"))?;
+                reach("import_record", Side::After, &record.digest);
                 Ok(record)
             });
+        reach("import_release", Side::Before, &image.manifest.digest);
         let released = self.release(blobs.keys());
+        reach("import_release", Side::After, &image.manifest.digest);
         // What could not be removed is removed at the next start; the import's own fate matters more.
         if let Err(error) = released {
             tracing::warn!(%error, "what an import left could not be removed");
@@ -165,11 +170,14 @@ impl ContentStore {
         let mut watch = Watch::new(on_progress);
         watch.begin(Phase::Copying, size)?;
         for (digest, &size) in blobs {
+            reach("import_blob", Side::Before, digest);
             self.blobs.add(digest, size, || source.blob(digest), &mut watch)?;
+            reach("import_blob", Side::After, digest);
         }
         // Also when none was new: another import may have placed one and not come so far.
         sync_directory(self.blobs.directory())?;
         let manifest = image.manifest.digest;
+        reach("import_rootfs", Side::Before, &manifest);
         let skipped_devices = match self.rootfs.size(&manifest) {
             None => self.rootfs.make(image, &self.blobs, self.limits, &mut watch)?,
             Some(_) => {
@@ -177,6 +185,7 @@ impl ContentStore {
                 self.known_skips(&manifest)?
             }
         };
+        reach("import_rootfs", Side::After, &manifest);
         let rootfs_path = self.rootfs.path(&manifest);
         let made = fs::metadata(&rootfs_path).map_err(ImageError::io("look at", &rootfs_path))?;
         Ok(ImageRecord {
@@ -282,11 +291,14 @@ impl ContentStore {
                 reference: record.name.to_string(),
             });
         }
+        reach("image_record_removal", Side::Before, &record.digest);
         commit(&record, !named_again).map_err(index_failed("remove from"))?;
+        reach("image_record_removal", Side::After, &record.digest);
         // The image is gone with its record: what stays of its files goes at the next start.
         if let Err(error) = self.collect(&pins, &record.blobs) {
             tracing::warn!(%error, image = %record.name, "files of a removed image are left");
         }
+        reach("image_collection", Side::After, &record.digest);
         Ok((record, !named_again))
     }
 
@@ -339,6 +351,7 @@ impl ContentStore {
             .filter(|digest| !pins.contains_key(digest) && !needed.contains(digest))
         {
             self.blobs.remove(digest)?;
+            reach("image_blob_removal", Side::After, digest);
             // Only a manifest has one.
             self.rootfs.remove(digest)?;
         }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, State, WallTime, WorkloadId};
 use dormouse_network::AddressPool;
 use dormouse_store::Batch;
+use dormouse_sys::fault::Side;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -16,7 +17,7 @@ use crate::machine::{Effect, Machine, Record, Removal};
 use crate::memory::GuestRam;
 use crate::record::{InstanceRecord, Remembered};
 use crate::rooms::{Layout, Rooms};
-use crate::steps::Parts;
+use crate::steps::{Parts, fault};
 use crate::view::{InstanceEvent, InstanceView};
 
 mod preflight;
@@ -301,8 +302,10 @@ impl Instances {
             self.shared.forget(id);
             return Err(image(source));
         }
-        let batch = along.put(id, &remembered.to_record());
-        if let Err(source) = rooms.store.apply(batch).await {
+        fault::reach("create_record", Side::Before, id).await;
+        let written = rooms.store.apply(along.put(id, &remembered.to_record())).await;
+        fault::reach("create_record", Side::After, id).await;
+        if let Err(source) = written {
             let what = remembered.view.spec.name.to_string();
             // The write may have happened for all that. Name and addresses are given back only once it is
             // certain that no record has them.

@@ -15,6 +15,7 @@ use dormouse_keeper::HeldKind;
 use dormouse_model::error::chain;
 use dormouse_model::{Attempt, Fault, Kind};
 use dormouse_network::{Link, LinkCounters};
+use dormouse_sys::fault::Side;
 
 use crate::actor::Cut;
 use crate::agent::AgentHandle;
@@ -26,6 +27,7 @@ use crate::trust::TrustError;
 
 mod asleep;
 mod dues;
+pub(crate) mod fault;
 mod machine_parts;
 mod sleep;
 
@@ -160,11 +162,14 @@ type Outcome = Result<(Done, Change), StepFailure>;
 const PLAIN: Outcome = Ok((Done::Plain, Change::Nothing));
 
 impl StepContext {
-    /// Runs `step`, once the ledger has promised what it takes.
+    /// Runs `step` between its two fault points, once the ledger has promised what it takes.
     pub(crate) async fn run(self, step: Step) -> Outcome {
         let dues = dues::Dues::of(&self, &step);
         dues.promise().await?;
+        let (name, id) = (fault::name(&step), self.remembered.view.id);
+        fault::reach(name, Side::Before, id).await;
         let outcome = self.perform(step).await;
+        fault::reach(name, Side::After, id).await;
         dues.settle(&outcome);
         outcome
     }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`clock`] | boot-time and wall clocks, boot id, TSC frequency |
 //! | [`descriptor`] | passing descriptors over Unix sockets |
+//! | [`fault`] | fault points for the chaos harness; nothing without the feature `plant` |
 //! | [`guest`] | what an init process needs: modules, entropy, reboot, clock, host name |
 //! | [`memory`] | `PAGEMAP_SCAN`, reading and paging out another process |
 //! | [`netns`] | network namespaces |
@@ -17,6 +18,7 @@
 
 pub mod clock;
 pub mod descriptor;
+pub mod fault;
 pub mod guest;
 pub mod memory;
 pub mod netns;

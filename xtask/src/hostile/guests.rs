@@ -58,7 +58,6 @@ impl Bed {
         let made = self.lab.call(|client| async move {
             Ok(client.instances().create_instance(request).await?.into_inner())
         })?;
-        self.lab.adopt(&made.id);
         Ok(made)
     }
 

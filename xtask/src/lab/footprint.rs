@@ -1,7 +1,6 @@
 //! Everything that a lab leaves on the machine, and how it goes away: known from three names only, so
 //! that it can be removed at any moment, also by the thread that hears Ctrl-C.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -43,8 +42,6 @@ pub(crate) struct Footprint {
     pub uids: Range<u32>,
     /// The daemon, while there is one.
     pub daemon: Mutex<Option<Child>>,
-    /// Ids of instances that were made: names of control groups bear them.
-    pub instances: Mutex<BTreeSet<String>>,
     /// Settings of the host that were changed, and what they were.
     pub settings: Mutex<Vec<(PathBuf, String)>>,
 }
@@ -71,7 +68,6 @@ impl Footprint {
             run: Path::new("/run").join(&name),
             uids: first..first + uids,
             daemon: Mutex::new(None),
-            instances: Mutex::new(BTreeSet::new()),
             settings: Mutex::new(Vec::new()),
         });
         for directory in [&footprint.data, &footprint.run] {
@@ -303,33 +299,30 @@ impl Footprint {
         Ok(())
     }
 
-    /// Control groups that bear the name of an instance of ours, in every mounted hierarchy.
-    fn groups(&self) -> Result<Vec<PathBuf>> {
-        let ids = locked(&self.instances).clone();
+    /// The control groups of the lab's daemon, the deepest first: its own bears the FNV-1a hash of the data
+    /// directory's path, in whichever hierarchy it chose.
+    pub(crate) fn groups(&self) -> Result<Vec<PathBuf>> {
+        let bytes = self.data.as_os_str().as_encoded_bytes().iter();
+        let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
+        let name = format!("dormouse-{hash:08x}");
         let text = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
-        let mut found = Vec::new();
-        for line in text.lines() {
-            let Some((before, after)) = line.split_once(" - cgroup") else {
-                continue;
-            };
-            let (Some(at), true) = (before.split(' ').nth(4), after.starts_with(['2', ' '])) else {
-                continue;
-            };
-            let mut open = vec![(PathBuf::from(at), 0)];
-            while let Some((directory, depth)) = open.pop() {
-                for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                    if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                        continue;
-                    }
-                    let name = entry.file_name().to_string_lossy().into_owned();
-                    if ids.iter().any(|id| name.contains(id.as_str())) {
-                        found.push(entry.path());
-                    } else if depth < 3 {
-                        open.push((entry.path(), depth + 1));
-                    }
-                }
-            }
+        let mut found: Vec<PathBuf> = text
+            .lines()
+            .filter(|line| line.contains(" - cgroup"))
+            .filter_map(|line| line.split(' ').nth(4))
+            .map(|at| Path::new(at).join(&name))
+            .filter(|path| path.is_dir())
+            .collect();
+        let mut looked = 0;
+        while let Some(directory) = found.get(looked).cloned() {
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            found.extend(folders.map(|entry| entry.path()));
+            looked += 1;
         }
+        found.reverse();
         Ok(found)
     }
 

@@ -14,6 +14,7 @@ mod link;
 mod measure;
 mod memory;
 mod oci;
+mod parts;
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -31,8 +32,7 @@ use dormouse_sys::pidfd::PidFd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::runtime::Runtime;
 
-use crate::build;
-use crate::setup::{self, GuestKernel, Need};
+use crate::chaos::gather::Site;
 use footprint::{Footprint, locked};
 
 pub(crate) use counters::{Retransmits, checksum_errors, dropped_by_devices};
@@ -42,6 +42,7 @@ pub(crate) use link::Links;
 pub(crate) use measure::{Answer, ask, ask_for_line, http_get};
 pub(crate) use memory::{Held, cpu_ms, drop_cached, wait_given_back, zram_bytes};
 pub(crate) use oci::{ImageFile, ImageRun, write_archive};
+pub(crate) use parts::{Parts, Settings};
 
 /// How long the daemon may take until its socket answers.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -92,89 +93,6 @@ pub(crate) fn ms_between(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64() * 1e3
 }
 
-/// What a lab is made of.
-#[derive(Debug, Clone)]
-pub(crate) struct Parts {
-    kernel: GuestKernel,
-    daemon: PathBuf,
-    agent: PathBuf,
-    server: PathBuf,
-    /// Keys of the daemon's configuration beside those that the lab writes.
-    environment: Vec<(String, String)>,
-}
-
-impl Parts {
-    /// Installs and builds what is missing, saying what.
-    pub(crate) fn ready(need: Need) -> Result<Self> {
-        ensure!(setup::is_root(), "guests, namespaces and taps take root");
-        let kernel = setup::ensure_ready(need)?;
-        println!("building (release)");
-        let programs = build::binaries()?;
-        let guest = build::guest_binaries()?;
-        Ok(Self {
-            kernel,
-            daemon: programs.join("dormoused"),
-            agent: guest.agent,
-            server: guest.server,
-            environment: Vec::new(),
-        })
-    }
-
-    /// The same for a harness whose guests are scripted: nothing is built that runs inside one.
-    pub(crate) fn scripted(need: Need) -> Result<Self> {
-        ensure!(setup::is_root(), "namespaces and taps take root");
-        let kernel = setup::ensure_ready(need)?;
-        let programs = build::harness_binaries()?;
-        Ok(Self {
-            kernel,
-            daemon: programs.join("dormoused"),
-            agent: programs.join("dormouse-agent"),
-            server: PathBuf::new(),
-            environment: Vec::new(),
-        })
-    }
-
-    /// Sets a key of the daemon's configuration by its variable.
-    pub(crate) fn set(&mut self, variable: &str, value: &str) {
-        self.environment.push((variable.to_owned(), value.to_owned()));
-    }
-
-    /// The daemon's program.
-    pub(crate) fn daemon(&self) -> &Path {
-        &self.daemon
-    }
-
-    /// The kernel that guests boot.
-    pub(crate) fn kernel(&self) -> &GuestKernel {
-        &self.kernel
-    }
-
-    /// The server that benches talk to, linked statically.
-    pub(crate) fn server(&self) -> &Path {
-        &self.server
-    }
-}
-
-/// What a lab has that others do not.
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    /// User ids for VMMs.
-    pub uids: u32,
-    /// The program that stands in for QEMU; emulation is assumed of it.
-    pub monitor: Option<PathBuf>,
-    /// The address pools, when not the daemon's own.
-    pub ipv4_pool: Option<String>,
-}
-
-impl Settings {
-    /// Those of most labs.
-    pub(crate) const USUAL: Self = Self {
-        uids: 64,
-        monitor: None,
-        ipv4_pool: None,
-    };
-}
-
 /// A private daemon and its network. Dropping it removes everything.
 #[derive(Debug)]
 pub(crate) struct Lab {
@@ -182,6 +100,8 @@ pub(crate) struct Lab {
     parts: Parts,
     runtime: Runtime,
     client: Option<Client>,
+    /// Where a daemon with fault points tells that it has reached one.
+    fault_socket: Option<PathBuf>,
 }
 
 impl Drop for Lab {
@@ -201,22 +121,29 @@ impl Lab {
 
     /// The same with settings of its own.
     pub(crate) fn start_with(parts: Parts, settings: &Settings) -> Result<Self> {
+        let mut lab = Self::prepare(parts, settings)?;
+        lab.start_daemon()?;
+        Ok(lab)
+    }
+
+    /// Makes the namespaces and what the daemon needs, without starting it.
+    pub(crate) fn prepare(parts: Parts, settings: &Settings) -> Result<Self> {
         let footprint = Footprint::claim(settings.uids)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .context("starting a runtime")?;
-        let mut lab = Self {
+        let lab = Self {
             footprint,
             parts,
             runtime,
             client: None,
+            fault_socket: None,
         };
         lab.make_network().context("making the lab's network")?;
         lab.place_kernel().context("placing the guest kernel")?;
         lab.write_config(settings)?;
-        lab.start_daemon()?;
         Ok(lab)
     }
 
@@ -312,7 +239,11 @@ impl Lab {
             .append(true)
             .open(self.log())
             .context("opening the daemon's log")?;
-        let child = Command::new(&self.parts.daemon)
+        let mut command = Command::new(&self.parts.daemon);
+        if let Some(socket) = &self.fault_socket {
+            command.env(dormouse_sys::fault::SOCKET_VARIABLE, socket);
+        }
+        let child = command
             .arg("--config")
             .arg(self.config())
             .envs(self.parts.environment.iter().cloned())
@@ -354,6 +285,40 @@ impl Lab {
         Ok(())
     }
 
+    /// Has daemons that are started from now on tell their fault points to `socket`.
+    pub(crate) fn listen_for_faults(&mut self, socket: &Path) {
+        self.fault_socket = Some(socket.to_owned());
+    }
+
+    /// A connection to the daemon, for calls of other threads.
+    pub(crate) fn client(&self) -> Result<Client> {
+        self.client.clone().context("the daemon is not running")
+    }
+
+    /// The runtime of calls.
+    pub(crate) fn runtime(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
+    }
+
+    /// Where its things are looked for; complete once the daemon has run.
+    pub(crate) fn site(&self) -> Site {
+        Site {
+            data: self.footprint.data.clone(),
+            run: self.footprint.run.clone(),
+            uids: self.footprint.uids.clone(),
+            daemon: self.parts.daemon.clone(),
+            namespace: self.footprint.namespace("host"),
+            // The shallowest is the daemon's own.
+            cgroup: self.footprint.groups().unwrap_or_default().pop(),
+        }
+    }
+
+    /// Asks the daemon to end, which leaves its guests as they are.
+    pub(crate) fn stop_daemon(&mut self) -> Result<()> {
+        self.client = None;
+        self.footprint.stop_daemon()
+    }
+
     /// Kills the daemon with SIGKILL.
     pub(crate) fn kill_daemon(&mut self) -> Result<()> {
         self.client = None;
@@ -390,12 +355,6 @@ impl Lab {
             let info = client.system().get_info(v1::GetInfoRequest {}).await?;
             Ok(info.into_inner())
         })
-    }
-
-    /// Has the daemon end in order; guests stay.
-    pub(crate) fn stop_daemon(&mut self) -> Result<()> {
-        self.client = None;
-        self.footprint.stop_daemon()
     }
 
     /// Has these settings of the host put back when the lab is removed, last first.
@@ -443,7 +402,8 @@ impl Lab {
     pub(crate) fn import_made(&self, run: &ImageRun<'_>, files: &[ImageFile]) -> Result<()> {
         let archive = self.footprint.data.join("import.tar");
         write_archive(&archive, run, files)?;
-        self.import(&archive)
+        self.import(&archive)?;
+        fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
     }
 
     /// Imports the benches' server as `bench:latest`.

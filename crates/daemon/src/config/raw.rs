@@ -230,12 +230,16 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
 }
 
 /// Whether a variable, its prefix gone, is meant for the daemon: the command line and the tests have
-/// some of their own. Any other that is no key is an error.
+/// some of their own, and fault points have their socket. Any other that is no key is an error.
 fn is_ours(name: &str) -> bool {
-    !matches!(name, "host" | "HOST" | "commit" | "COMMIT")
-        && !name
-            .get(..5)
-            .is_some_and(|start| start.eq_ignore_ascii_case("test_"))
+    let of_others = ["host", "commit"]
+        .iter()
+        .any(|other| name.eq_ignore_ascii_case(other));
+    let of_tests = name
+        .get(..5)
+        .is_some_and(|start| start.eq_ignore_ascii_case("test_"));
+    let of_faults = cfg!(feature = "plant") && name.eq_ignore_ascii_case("fault_socket");
+    !(of_others || of_tests || of_faults)
 }
 
 #[cfg(test)]
