@@ -1,6 +1,8 @@
 //! What was sealed passes; what was changed since does not, with the part and the fault. The random changes, and
 //! the whole way through a recovery, are in `cargo xtask test corruption`.
 
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
