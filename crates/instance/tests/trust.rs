@@ -1,7 +1,7 @@
 //! What was sealed passes; what was changed since does not, with the part and the fault. The random changes, and
 //! the whole way through a recovery, are in `cargo xtask test corruption`.
 
-#![allow(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
