@@ -42,17 +42,29 @@ pub enum HostError {
         /// Why.
         source: io::Error,
     },
+    /// Somebody listens on the API's socket.
+    #[error("another process{} serves at {}", pid.map_or_else(String::new, |pid| format!(" ({pid})")), path.display())]
+    SocketTaken {
+        /// Where.
+        path: PathBuf,
+        /// Who, when the kernel tells.
+        pid: Option<u32>,
+    },
 }
 
 impl Fault for HostError {
     fn kind(&self) -> Kind {
-        Kind::Unavailable
+        match self {
+            Self::Directory { .. } | Self::Mount { .. } | Self::Socket { .. } => Kind::Unavailable,
+            Self::SocketTaken { .. } => Kind::Exists,
+        }
     }
     fn code(&self) -> &'static str {
         match self {
             Self::Directory { .. } => "HOST_DIRECTORY",
             Self::Mount { .. } => "HOST_MOUNT",
             Self::Socket { .. } => "HOST_SOCKET",
+            Self::SocketTaken { .. } => "HOST_SOCKET_TAKEN",
         }
     }
 }

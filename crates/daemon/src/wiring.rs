@@ -19,7 +19,8 @@ use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
 use dormouse_hypervisor::{Accelerator, Driver, Probe};
 use dormouse_image::{GuestKernel, initrd};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
-use dormouse_instance::{Instances, Rooms};
+use dormouse_instance::{InstanceEvent, Instances, Rooms};
+use dormouse_keeper::{Custodian, KeeperError, Source};
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
@@ -27,22 +28,27 @@ use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
 use dormouse_store::{Store, StoreError};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
+use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::activation::{Activation, StoreSource};
 use crate::api::Api;
-use crate::config::{AcceleratorChoice, Config};
+use crate::config::{AcceleratorChoice, Config, KeeperChoice};
 use crate::engine::{EngineHandle, EngineRooms, Watchbook, engine};
 use crate::error::DaemonError;
 use crate::events::{EventLog, Happening};
 use crate::host;
 use crate::images::ImageRoom;
-use crate::keeper;
+use crate::keeper::KeeperSource;
 use crate::system::{HostFacts, SystemFacts};
 
 /// How often the store's lock is tried, and the pause between.
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a start waits for a keeper: without one guests are adopted all the same.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The tasks without which the daemon is of no use: when one ends, the daemon does.
 pub type Tasks = JoinSet<&'static str>;
@@ -64,7 +70,11 @@ pub struct House {
 ///
 /// # Errors
 /// The first room that cannot be had.
-pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, DaemonError> {
+pub async fn join(
+    config: &Config,
+    stop: CancellationToken,
+    activation: &mut Activation,
+) -> Result<House, DaemonError> {
     let ram = host::prepare(config)?;
     let mark = host::mark(&config.data_directory);
     let store = open_store(&config.data_directory.join("dormouse.db")).await?;
@@ -75,7 +85,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let mut tasks = Tasks::new();
     let plane = open_plane(config, &mark, &mut tasks).await?;
     let (observer, observations) = open_observer(config, &mut tasks)?;
-    let holder = keeper::reach(&config.run_directory).await?;
+    let custodian = open_custody(config, activation, &mut tasks).await?;
     let vmm_namespace = Arc::new(host::vmm_namespace(&config.run_directory)?);
     let clock = Arc::new(Clock);
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
@@ -90,7 +100,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         probe,
         network: plane.network.clone(),
         images: Arc::new(images.clone()),
-        holder: Arc::new(holder),
+        custodian,
         vmm_namespace,
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
@@ -105,7 +115,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         boot,
         boot_timeout: config.boot_timeout,
     });
-    let instances = recover(Arc::clone(&rooms), &mut tasks).await?;
+    let (instances, changes) = recover(Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {
         instances: instances.clone(),
         observer,
@@ -118,7 +128,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         sleep_support,
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
-    let events = start_event_log(&rooms, &instances, &mut tasks);
+    let events = start_event_log(&rooms, changes, &mut tasks);
     let api = Api::new(
         instances.clone(),
         images,
@@ -189,10 +199,51 @@ fn layout(config: &Config, ram: PathBuf) -> Layout {
     }
 }
 
-/// Recovers the instances, and then sweeps what bears our mark and is nobody's.
-async fn recover(rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, DaemonError> {
+/// Whoever keeps descriptors for the next daemon: the service manager where it does, else our keeper.
+async fn open_custody(
+    config: &Config,
+    activation: &mut Activation,
+    tasks: &mut Tasks,
+) -> Result<Custodian, KeeperError> {
+    let by_manager = match config.keeper {
+        KeeperChoice::Auto => activation.can_keep(),
+        KeeperChoice::Process => false,
+        KeeperChoice::Manager => true,
+    };
+    let source: Arc<dyn Source> = if by_manager {
+        let stored = std::mem::take(&mut activation.stored);
+        let store = StoreSource::open(&activation.manager, stored).await;
+        Arc::new(store.ok_or_else(|| KeeperError::Absent {
+            path: "NOTIFY_SOCKET".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })?)
+    } else {
+        Arc::new(KeeperSource::new(&config.run_directory))
+    };
+    let (custodian, task) = Custodian::new(source);
+    tasks.spawn(async move {
+        task.run().await;
+        "custodian"
+    });
+    if !custodian.first_reached(KEEPER_PATIENCE).await {
+        tracing::error!("nobody keeps descriptors yet; taps are taken from their guests' processes");
+    }
+    Ok(custodian)
+}
+
+/// Recovers the instances, and then sweeps what bears our mark and is nobody's. Also returns the changes of
+/// instances from the first on.
+async fn recover(
+    rooms: Arc<Rooms>,
+    tasks: &mut Tasks,
+) -> Result<(Instances, broadcast::Receiver<InstanceEvent>), DaemonError> {
     let network = rooms.network.clone();
+    let custodian = rooms.custodian.clone();
     let (instances, notices) = Instances::recover(rooms).await?;
+    // Every instance that has a process has said so; the others want nothing.
+    custodian.settled();
+    // Before the first notice is distributed, or the log would not have it.
+    let changes = instances.events();
     tasks.spawn(async move {
         notices.run().await;
         "instances"
@@ -201,7 +252,7 @@ async fn recover(rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, Daem
         Ok(swept) => tracing::debug!(?swept, "data plane swept"),
         Err(error) => tracing::warn!(error = %chain(&error), "sweeping the data plane"),
     }
-    Ok(instances)
+    Ok((instances, changes))
 }
 
 fn start_engine(config: &Config, rooms: EngineRooms, tasks: &mut Tasks) -> EngineHandle {
@@ -229,18 +280,22 @@ fn sleep_support(probe: &Probe) -> SleepSupport {
     }
 }
 
-fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> EventLog {
+fn start_event_log(
+    rooms: &Rooms,
+    mut changes: broadcast::Receiver<InstanceEvent>,
+    tasks: &mut Tasks,
+) -> EventLog {
     let events = EventLog::new(u64::from_be_bytes(rooms.random()));
-    let (mut changes, log, clock) = (instances.events(), events.clone(), Arc::clone(&rooms.clock));
+    let (log, clock) = (events.clone(), Arc::clone(&rooms.clock));
     tasks.spawn(async move {
         loop {
             match changes.recv().await {
                 Ok(event) => log.push(clock.wall(), Happening::Instance(event)),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
                     tracing::warn!(missed, "events missed by the log");
                     log.missed(missed);
                 }
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return "event log",
+                Err(broadcast::error::RecvError::Closed) => return "event log",
             }
         }
     });

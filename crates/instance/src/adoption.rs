@@ -8,7 +8,8 @@
 //! | none, `Stopped` | anything | at rest; leftovers are cleared |
 //! | `Starting` | anything | the start begins again, after leftovers are cleared |
 //! | `Running` | its process, by pid, start time and boot | adopted: resumed and opened, because a sleep may have been under way |
-//! | `Running` | no such process | failed: ended meanwhile, or the host rebooted |
+//! | `Running` | its process, which does not answer | failed: not answering; the burial ends it |
+//! | `Running` | no such process | failed: ended meanwhile, as its pidfd tells if one was kept, or the host rebooted |
 //! | `Standby` | its image | kept asleep; a process of it is a leftover and ends |
 //! | `Standby` | no image, or another | failed: the host rebooted, or records and host disagree |
 //! | `Stopping`, `Failed`, `Deleting` | anything | finished |
@@ -26,6 +27,8 @@ pub struct Facts {
     /// The start time, in clock ticks after boot, of the process that has the recorded pid now;
     /// `None` when there is none. A zombie is none.
     pub start_ticks_at_pid: Option<u64>,
+    /// What was heard of the recorded process.
+    pub heard: Heard,
     /// The inode of the workload's RAM file on tmpfs.
     pub resident_inode: Option<u64>,
     /// Whether the workload's RAM file on disk is there.
@@ -33,6 +36,34 @@ pub struct Facts {
     /// The generation that the device-state file says it is of; `None` when there is no such file
     /// or it cannot be read.
     pub device_state: Option<Generation>,
+}
+
+/// What was heard of a recorded process, beside that it is there or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Heard {
+    /// It answers; or there is none, and nobody knows how it ended.
+    Answers,
+    /// It is there, and did not answer for this long.
+    Silent {
+        /// Seconds.
+        for_secs: u64,
+    },
+    /// It called exit with this code.
+    Exited(i32),
+    /// This signal ended it.
+    Signalled(i32),
+}
+
+impl Heard {
+    /// How a process that is not there ended.
+    fn ending(self) -> String {
+        const WHEN: &str = "while no daemon ran";
+        match self {
+            Self::Answers | Self::Silent { .. } => WHEN.to_owned(),
+            Self::Exited(code) => format!("exit {code} {WHEN}"),
+            Self::Signalled(signal) => format!("signal {signal} {WHEN}"),
+        }
+    }
 }
 
 /// Whether a file is there.
@@ -102,10 +133,15 @@ fn running(process: ProcessIdentity, readiness: Readiness, facts: &Facts) -> Dec
         return Decision::Fail(FailReason::HostRebooted);
     }
     if facts.start_ticks_at_pid == Some(process.start_ticks) {
-        return Decision::Adopt { process, readiness };
+        return match facts.heard {
+            Heard::Silent { for_secs } => Decision::Fail(FailReason::NotAnswering {
+                how: format!("asked for {for_secs} s when a daemon started"),
+            }),
+            Heard::Answers | Heard::Exited(_) | Heard::Signalled(_) => Decision::Adopt { process, readiness },
+        };
     }
     Decision::Fail(FailReason::ProcessEnded {
-        how: "while no daemon ran".to_owned(),
+        how: facts.heard.ending(),
     })
 }
 
@@ -155,6 +191,7 @@ mod tests {
     const FACTS: Facts = Facts {
         boot: HERE,
         start_ticks_at_pid: Some(7),
+        heard: Heard::Answers,
         resident_inode: Some(11),
         spilled: Presence::Present,
         device_state: Some(Generation(3)),
@@ -205,6 +242,39 @@ mod tests {
             phase(BEFORE),
             FACTS,
             "fail: the host rebooted and the memory image did not survive",
+        );
+    }
+
+    #[test]
+    fn what_was_heard_of_a_process_is_the_reason() {
+        let phase = || Phase::Running {
+            process: PROCESS,
+            readiness: Readiness::Ready,
+        };
+        let heard = |heard, start_ticks_at_pid| Facts {
+            heard,
+            start_ticks_at_pid,
+            ..FACTS
+        };
+        check(
+            phase(),
+            heard(Heard::Silent { for_secs: 15 }, Some(7)),
+            "fail: the process did not answer: asked for 15 s when a daemon started",
+        );
+        check(
+            phase(),
+            heard(Heard::Signalled(9), None),
+            "fail: the process ended: signal 9 while no daemon ran",
+        );
+        check(
+            phase(),
+            heard(Heard::Exited(1), None),
+            "fail: the process ended: exit 1 while no daemon ran",
+        );
+        check(
+            phase(),
+            heard(Heard::Silent { for_secs: 15 }, Some(8)),
+            "fail: the process ended: while no daemon ran",
         );
     }
 

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, State, WallTime, WorkloadId};
 use dormouse_network::AddressPool;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::actor::{Actor, Command, INBOX, Outlets};
+use crate::actor::{Actor, Asked, Command, INBOX, Outlets};
 use crate::error::InstanceError;
-use crate::machine::{Effect, Machine, Record, Removal};
+use crate::machine::{Machine, Record, Removal};
 use crate::memory::GuestRam;
 use crate::record::{InstanceRecord, Remembered};
 use crate::recovery;
@@ -19,7 +19,10 @@ use crate::rooms::{Layout, Rooms};
 use crate::steps::Parts;
 use crate::view::{InstanceEvent, InstanceView};
 
+mod damaged;
 mod requests;
+
+use damaged::Remains;
 
 /// Events that a slow listener may lag behind; beyond that it is told of a gap.
 const EVENTS: usize = 4096;
@@ -57,6 +60,8 @@ struct Shared {
     tasks: Mutex<JoinSet<()>>,
     /// Whether the daemon goes down: a task that ends then says nothing about its instance.
     detaching: AtomicBool,
+    /// Set with it: a look at a VMM that does not answer is given up.
+    leaving: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -66,6 +71,8 @@ struct Registry {
     pool: AddressPool,
     uids: HashMap<u32, WorkloadId>,
     addresses: HashMap<WorkloadId, Addresses>,
+    /// Why, of instances whose records are not to be read.
+    damaged: BTreeMap<WorkloadId, String>,
 }
 
 #[derive(Debug, Clone)]
@@ -159,6 +166,7 @@ impl Shared {
     fn forget(&self, id: WorkloadId) {
         let mut registry = self.registry();
         registry.entries.remove(&id);
+        registry.damaged.remove(&id);
         registry.names.retain(|_, owner| *owner != id);
         registry.uids.retain(|_, owner| *owner != id);
         if let Some(addresses) = registry.addresses.remove(&id)
@@ -192,37 +200,52 @@ impl Instances {
                 pool: rooms.pool.clone(),
                 uids: HashMap::new(),
                 addresses: HashMap::new(),
+                damaged: BTreeMap::new(),
             }),
             rooms,
             events: broadcast::Sender::new(EVENTS),
             notices,
             tasks: Mutex::new(JoinSet::new()),
             detaching: AtomicBool::new(false),
+            leaving: watch::Sender::new(false),
         });
         let instances = Self {
             shared: Arc::clone(&shared),
         };
+        let mut remains = Vec::new();
         for damage in listing.damaged {
             tracing::error!(%damage, "an instance's record is set aside");
+            if let Some(id) = damage.key.workload() {
+                let bytes = shared.rooms.store.aside_bytes::<InstanceRecord>(id).await;
+                remains.push(Remains {
+                    id,
+                    why: damage.reason.as_str().to_owned(),
+                    bytes: bytes.ok().flatten().unwrap_or_default(),
+                });
+            }
         }
-        let mut looking = JoinSet::new();
+        let turns = Arc::new(Semaphore::new(LOOKS));
+        let mut linking = Vec::new();
         for (key, record) in listing.records {
-            match Remembered::from_record(record) {
-                Ok(remembered) => {
-                    if looking.len() >= LOOKS {
-                        looking.join_next().await;
+            match Remembered::from_record(record.clone()) {
+                Ok(remembered) => linking.push(instances.bring_back(remembered, &turns)),
+                Err(error) => {
+                    tracing::error!(%key, %error, "an instance's record contradicts itself");
+                    if let Some(id) = key.workload() {
+                        remains.push(Remains {
+                            id,
+                            why: error.to_string(),
+                            bytes: dormouse_store::record::encode(&key, &record),
+                        });
                     }
-                    let instances = instances.clone();
-                    looking.spawn(async move { instances.bring_back(remembered).await });
                 }
-                Err(error) => tracing::error!(%key, %error, "an instance's record is passed over"),
             }
         }
-        while let Some(looked) = looking.join_next().await {
-            if let Err(error) = looked {
-                tracing::error!(%error, "looking for an instance panicked");
-            }
+        for linked in linking {
+            // Closed when it is so; nothing is ever sent.
+            let _closed = linked.await;
         }
+        instances.keep_damaged(remains).await;
         Ok((
             instances,
             InstancesTask {
@@ -232,8 +255,10 @@ impl Instances {
         ))
     }
 
-    async fn bring_back(&self, mut remembered: Remembered) {
-        let rooms = &self.shared.rooms;
+    /// Enters a recorded instance, and looks for it on the host in its task. What is returned closes when its
+    /// link is known to the data plane; a VMM that does not answer keeps only its own callers waiting.
+    fn bring_back(&self, mut remembered: Remembered, turns: &Arc<Semaphore>) -> oneshot::Receiver<()> {
+        let rooms = Arc::clone(&self.shared.rooms);
         let id = remembered.view.id;
         {
             let mut registry = self.shared.registry();
@@ -246,27 +271,34 @@ impl Instances {
             registry.uids.insert(remembered.uid, id);
         }
         remembered.view.revision = rooms.first_revision();
-        let found = recovery::look(rooms, &remembered).await;
-        let mut effects = Vec::new();
-        let machine = Machine::recover(
-            rooms.machine_settings(&remembered.view.memory),
-            remembered.life.clone(),
-            &found.facts,
-            rooms.clock.now(),
-            &mut effects,
-        );
-        self.launch_task(machine, remembered, found.parts, None, effects);
+        let (outlets, commands) = self.enter(&remembered);
+        let (linked, wait) = oneshot::channel::<()>();
+        let (turns, mut leaving) = (Arc::clone(turns), self.shared.leaving.subscribe());
+        self.shared.spawn(async move {
+            // The semaphore is never closed.
+            let turn = turns.acquire_owned().await.ok();
+            let look = recovery::look(&rooms, &remembered, (linked, turn));
+            let found = tokio::select! {
+                found = look => found,
+                // What its VMM would have said the next daemon asks.
+                _ = leaving.wait_for(|leaving| *leaving) => return,
+            };
+            let mut effects = Vec::new();
+            let machine = Machine::recover(
+                rooms.machine_settings(&remembered.view.memory),
+                remembered.life.clone(),
+                &found.facts,
+                rooms.clock.now(),
+                &mut effects,
+            );
+            let actor = Actor::new(rooms, machine, remembered, found.parts, outlets, commands);
+            actor.run(None, effects).await;
+        });
+        wait
     }
 
-    /// Enters the instance and starts its task; `birth` is told before anything else of it.
-    fn launch_task(
-        &self,
-        machine: Machine,
-        remembered: Remembered,
-        parts: Parts,
-        birth: Option<InstanceEvent>,
-        effects: Vec<Effect>,
-    ) {
+    /// Enters an instance into the registry; gives what its task will need.
+    fn enter(&self, remembered: &Remembered) -> (Outlets, mpsc::Receiver<Command>) {
         let (inbox, commands) = mpsc::channel(INBOX);
         let (view_sender, view) = watch::channel(remembered.view.clone());
         let entry = Entry {
@@ -275,23 +307,22 @@ impl Instances {
             view,
         };
         let id = remembered.view.id;
+        let mut registry = self.shared.registry();
+        registry.names.insert(entry.name.clone(), id);
+        registry.entries.insert(id, entry);
         let outlets = Outlets {
             view: view_sender,
             notices: self.shared.notices.clone(),
         };
-        let actor = Actor::new(
-            Arc::clone(&self.shared.rooms),
-            machine,
-            remembered,
-            parts,
-            outlets,
-            commands,
-        );
-        let mut registry = self.shared.registry();
-        registry.names.insert(entry.name.clone(), id);
-        registry.entries.insert(id, entry);
-        drop(registry);
-        self.shared.spawn(actor.run(birth, effects));
+        (outlets, commands)
+    }
+
+    /// Enters a new instance and starts its task; `birth` is told before anything else of it.
+    fn launch_task(&self, machine: Machine, remembered: Remembered, birth: InstanceEvent) {
+        let (outlets, commands) = self.enter(&remembered);
+        let rooms = Arc::clone(&self.shared.rooms);
+        let actor = Actor::new(rooms, machine, remembered, Parts::default(), outlets, commands);
+        self.shared.spawn(actor.run(Some(birth), Vec::new()));
     }
 
     /// Makes an instance, wholly or not at all, and starts it when asked. Returns once the record is
@@ -338,7 +369,7 @@ impl Instances {
         }
         let machine = Machine::new(rooms.machine_settings(&remembered.view.memory));
         let birth = InstanceEvent::Created(Box::new(remembered.view.clone()));
-        self.launch_task(machine, remembered, Parts::default(), Some(birth), Vec::new());
+        self.launch_task(machine, remembered, birth);
         if start {
             self.start(id).await
         } else {
@@ -500,6 +531,7 @@ impl Instances {
     /// Lets go of every instance without touching it: outstanding steps finish, guests stay as they are.
     pub async fn detach(&self) {
         self.shared.detaching.store(true, Ordering::Release);
+        self.shared.leaving.send_replace(true);
         let entries: Vec<Entry> = self.shared.registry().entries.values().cloned().collect();
         for entry in entries {
             drop(entry.inbox.send(Command::Detach).await);

@@ -15,6 +15,7 @@ use crate::memory::{GuestRam, Home, Sharing};
 use crate::view::{ExitInfo, InstanceView};
 
 mod messages;
+pub(crate) mod salvage;
 
 pub use messages::{
     ExitRecord, FailureRecord, InstanceRecord, MemoryRecord, PolicyRecord, ProcessRecord, SnapshotRecord,
@@ -208,6 +209,7 @@ impl FailureRecord {
             FailReason::StartFailed { why } => ("start_failed", why.clone()),
             FailReason::WakeFailed { why } => ("wake_failed", why.clone()),
             FailReason::HostRebooted => ("host_rebooted", String::new()),
+            FailReason::NotAnswering { how } => ("not_answering", how.clone()),
             FailReason::Inconsistent { what } => ("inconsistent", what.clone()),
         };
         Self {
@@ -223,6 +225,7 @@ impl FailureRecord {
             "start_failed" => Ok(FailReason::StartFailed { why: text }),
             "wake_failed" => Ok(FailReason::WakeFailed { why: text }),
             "host_rebooted" => Ok(FailReason::HostRebooted),
+            "not_answering" => Ok(FailReason::NotAnswering { how: text }),
             "inconsistent" => Ok(FailReason::Inconsistent { what: text }),
             _ => Err(RecordError { field: "failure" }),
         }

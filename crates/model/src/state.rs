@@ -173,6 +173,11 @@ pub enum FailReason {
     },
     /// The host rebooted and the memory image did not survive it.
     HostRebooted,
+    /// The process lived when a daemon started, and did not answer for so long that it was given up.
+    NotAnswering {
+        /// What is known: how long it was asked.
+        how: String,
+    },
     /// A record contradicts what is on the host.
     Inconsistent {
         /// What contradicts what.
@@ -187,6 +192,7 @@ impl fmt::Display for FailReason {
             Self::StartFailed { why } => write!(f, "start failed: {why}"),
             Self::WakeFailed { why } => write!(f, "wake failed: {why}"),
             Self::HostRebooted => f.write_str("the host rebooted and the memory image did not survive"),
+            Self::NotAnswering { how } => write!(f, "the process did not answer: {how}"),
             Self::Inconsistent { what } => write!(f, "records and host disagree: {what}"),
         }
     }

@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use dormouse_conntrack::{SyncConfig, SyncInput, SyncMachine};
-use dormouse_instance::adoption::{Facts, Presence};
+use dormouse_instance::adoption::{Facts, Heard, Presence};
 use dormouse_instance::machine::{
     Input as LifeInput, Limits, Machine, Phase, Request, Settings, SpillPolicy, Step, Ticket,
 };
@@ -475,6 +475,7 @@ fn facts(ground: &Ground, id: WorkloadId, phase: &Phase) -> Facts {
     Facts {
         boot: ground.host.boot,
         start_ticks_at_pid,
+        heard: Heard::Answers,
         resident_inode: memory.and_then(|memory| memory.resident),
         spilled: match memory.and_then(|memory| memory.disk) {
             Some(_) => Presence::Present,

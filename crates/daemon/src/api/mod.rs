@@ -23,6 +23,11 @@ use crate::system::SystemFacts;
 
 pub use status::code;
 
+/// What is told to a request that comes when the daemon goes down.
+pub(crate) fn leaving() -> tonic::Status {
+    status::status(&dormouse_instance::InstanceError::ShuttingDown)
+}
+
 /// What the services work with. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Api {

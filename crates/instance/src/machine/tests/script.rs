@@ -19,7 +19,7 @@ use dormouse_model::time::parse_duration;
 use dormouse_model::workload::SleepSupport;
 use dormouse_model::{Attempt, Generation, MonoTime, SleepTrigger, WakeCause};
 
-use crate::adoption::{Facts, Presence};
+use crate::adoption::{Facts, Heard, Presence};
 use crate::machine::{
     Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Input, Kept, Machine, MemoryImage, Phase,
     ProcessIdentity, Readiness, Record, Removal, Request, Settings, SpillPolicy, Step, StepFailure, Ticket,
@@ -218,6 +218,7 @@ fn recovery(phase: &str, found: &str) -> (Record, Facts) {
     let same = Facts {
         boot: BOOT,
         start_ticks_at_pid: Some(7),
+        heard: Heard::Answers,
         resident_inode: Some(11),
         spilled: Presence::Absent,
         device_state: Some(Generation(1)),
