@@ -41,14 +41,22 @@ pub struct ApiSocket {
 #[derive(Debug, Clone)]
 pub struct Place {
     path: PathBuf,
-    /// Device and inode.
-    file: (u64, u64),
+    file: FileId,
+}
+
+/// What tells a file from another one that has its name now: device, inode, and when the inode last changed,
+/// for the number of one that is gone is soon given again.
+type FileId = (u64, u64, i64, i64);
+
+fn file_id(path: &Path) -> io::Result<FileId> {
+    let found = fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
 impl Place {
     /// Removes the file, unless another process has put its own there.
     pub fn remove(&self) {
-        let ours = fs::metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.file);
+        let ours = file_id(&self.path).is_ok_and(|now| now == self.file);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "removing the API's socket");
         }
@@ -91,12 +99,12 @@ impl ApiSocket {
         }
         let listener = UnixListener::bind(path).map_err(fail)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(fail)?;
-        let file = fs::metadata(path).map_err(fail)?;
+        let file = file_id(path).map_err(fail)?;
         Ok(Self {
             listener,
             place: Some(Place {
                 path: path.to_owned(),
-                file: (file.dev(), file.ino()),
+                file,
             }),
         })
     }
