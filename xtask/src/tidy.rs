@@ -74,6 +74,7 @@ const PURE: &[&str] = &[
     "crates/standby/src",
     "crates/instance/src/machine",
     "crates/instance/src/adoption.rs",
+    "crates/keeper/src/custody.rs",
     "crates/network/src/pool.rs",
     "crates/conntrack/src/sync.rs",
     "crates/conntrack/src/wire",

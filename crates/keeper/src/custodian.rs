@@ -253,7 +253,7 @@ impl CustodianTask {
                 let names = entries.into_iter().map(|entry| entry.name).collect();
                 let holder = reached.holder;
                 self.shared.tell_with(Input::Reached { attempt, names }, |desk| {
-                    desk.holder = Some(holder)
+                    desk.holder = Some(holder);
                 });
                 self.shared.reached.send_modify(|times| *times += 1);
                 let watch = register(reached.process?).ok()?;

@@ -87,9 +87,11 @@ impl SystemService for Api {
         _request: Request<v1::DoctorRequest>,
     ) -> Result<Response<v1::DoctorResponse>, Status> {
         let facts = Arc::clone(&self.facts);
-        let checks = tokio::task::spawn_blocking(move || system::doctor(&facts))
+        let mut checks = tokio::task::spawn_blocking(move || system::doctor(&facts))
             .await
             .map_err(|error| Status::internal(error.to_string()))?;
+        checks.push(system::check_records(&self.instances.damaged()));
+        checks.push(system::check_custody(&self.instances.custody()));
         let checks = checks
             .into_iter()
             .map(|check| v1::Check {

@@ -141,6 +141,12 @@ impl Instances {
         self.shared.spawn(task.run());
     }
 
+    /// How it stands with what is kept for the next daemon.
+    #[must_use]
+    pub fn custody(&self) -> dormouse_keeper::custody::Status {
+        self.shared.rooms.custodian.status()
+    }
+
     /// Instances whose records are damaged, and what is known.
     #[must_use]
     pub fn damaged(&self) -> Vec<(WorkloadId, String)> {
