@@ -32,16 +32,19 @@ pub(crate) struct Restarted {
 }
 
 impl Lab {
+    /// Ends the daemon.
+    pub(crate) fn end_daemon(&mut self, how: EndOfDaemon) -> Result<()> {
+        self.client = None;
+        match how {
+            EndOfDaemon::Asked => self.footprint.stop_daemon(),
+            EndOfDaemon::Killed => self.footprint.kill_daemon(),
+        }
+    }
+
     /// Ends the daemon and starts the next; returns when it answers.
     pub(crate) fn restart_daemon(&mut self, how: EndOfDaemon) -> Result<Restarted> {
         let begun = Instant::now();
-        match how {
-            EndOfDaemon::Asked => {
-                self.client = None;
-                self.footprint.stop_daemon()?;
-            }
-            EndOfDaemon::Killed => self.kill_daemon()?,
-        }
+        self.end_daemon(how)?;
         let started = Instant::now();
         self.start_daemon()?;
         let serving = Instant::now();

@@ -118,16 +118,23 @@ fn client(plan: Plan<'_>, number: usize, over: &AtomicBool, tally: &mut Tally) {
     let interval = Duration::from_secs(1) * u32::try_from(plan.clients).unwrap_or(1) / plan.rate.max(1);
     let mut connection = None;
     // The clients' times are spread over the interval.
-    let mut due = Instant::now() + interval * u32::try_from(number).unwrap_or(0) / u32::try_from(plan.clients).unwrap_or(1).max(1);
+    let mut due = Instant::now()
+        + interval * u32::try_from(number).unwrap_or(0) / u32::try_from(plan.clients).unwrap_or(1).max(1);
     while !over.load(Ordering::Acquire) {
-        while let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        while let Some(left) = due
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
+        {
             tick(left);
         }
         match exchange(&mut connection, to, stays) {
             Ok(()) => tally.latency.push(due.elapsed().as_secs_f64() * 1e3),
             Err(error) => {
                 tally.failed += 1;
-                tally.tell(format!("{to} ({}): {error:#}", if stays { "kept" } else { "new" }));
+                tally.tell(format!(
+                    "{to} ({}): {error:#}",
+                    if stays { "kept" } else { "new" }
+                ));
                 connection = None;
             }
         }
@@ -223,7 +230,10 @@ fn ask_by_datagram(to: SocketAddr) -> Result<()> {
     socket.send(b"knock").context("sending")?;
     let mut answer = [0; 16];
     let length = socket.recv(&mut answer).context("waiting for the echo")?;
-    ensure!(answer.get(..length) == Some(b"knock".as_slice()), "another answer");
+    ensure!(
+        answer.get(..length) == Some(b"knock".as_slice()),
+        "another answer"
+    );
     Ok(())
 }
 
