@@ -15,6 +15,9 @@ use crate::{bench, setup, sim};
 const SHORT_SEEDS: u64 = 200;
 /// Storms of each half in the short storm.
 const SHORT_STORMS: usize = 1;
+/// Restarts of the daemon in the short bench of them, and requests a second meanwhile.
+const SHORT_RESTARTS: usize = 4;
+const SHORT_RATE: u32 = 50;
 
 /// What libtest said about one test, by its name with its program's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +52,7 @@ impl Verdicts {
     }
 }
 
-/// Runs all tests, the short simulation and the short storm.
+/// Runs all tests, the short simulation, and the short forms of benches that boot guests.
 pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     println!("building what guests run");
     build::guest_binaries()?;
@@ -67,7 +70,12 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
         },
         None,
     );
-    short_storm(&mut verdicts);
+    println!("storm, {SHORT_STORMS} of each half");
+    short_bench(&mut verdicts, "storm", || bench::wake_storm::run(SHORT_STORMS, None));
+    println!("{SHORT_RESTARTS} restarts");
+    short_bench(&mut verdicts, "restarts", || {
+        bench::restarts::run(SHORT_RESTARTS, SHORT_RATE, None)
+    });
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -75,7 +83,8 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     finish(&verdicts, json)
 }
 
-fn short_storm(verdicts: &mut Verdicts) {
+/// A bench that boots guests, in its short form.
+fn short_bench(verdicts: &mut Verdicts, name: &str, bench: impl FnOnce() -> Result<ExitCode>) {
     let lacking = if !setup::is_root() {
         Some("not root")
     } else if setup::find_program("qemu-system-x86_64").is_none() {
@@ -84,19 +93,18 @@ fn short_storm(verdicts: &mut Verdicts) {
         None
     };
     if let Some(why) = lacking {
-        verdicts.add("storm", Verdict::Skipped, Some(why));
+        verdicts.add(name, Verdict::Skipped, Some(why));
         return;
     }
-    println!("storm, {SHORT_STORMS} of each half");
-    let verdict = match bench::wake_storm::run(SHORT_STORMS, None) {
+    let verdict = match bench() {
         Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
         Ok(_) => Verdict::Failed,
         Err(error) => {
-            println!("storm: {error:#}");
+            println!("{name}: {error:#}");
             Verdict::Failed
         }
     };
-    verdicts.add("storm", verdict, None);
+    verdicts.add(name, verdict, None);
 }
 
 fn finish(verdicts: &Verdicts, json: Option<&Path>) -> Result<ExitCode> {

@@ -304,7 +304,15 @@ const ERRORS: Reference = Reference {
     page: "docs/errors.md",
     what: "error code",
     is_name: |text| {
-        const OTHERS: [&str; 5] = ["CARGO_", "DORMOUSE_", "LISTEN_", "LC_", "CLOCK_"];
+        const OTHERS: [&str; 7] = [
+            "CARGO_",
+            "DORMOUSE_",
+            "LISTEN_",
+            "NOTIFY_",
+            "WATCHDOG_",
+            "LC_",
+            "CLOCK_",
+        ];
         text.contains('_')
             && text
                 .bytes()

@@ -1,3 +1,5 @@
+//! Traces of the custody machine, and the property that it ends up with what is wanted.
+
 use super::*;
 use proptest::prelude::*;
 
