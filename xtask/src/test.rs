@@ -71,7 +71,9 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
         None,
     );
     println!("storm, {SHORT_STORMS} of each half");
-    short_bench(&mut verdicts, "storm", || bench::wake_storm::run(SHORT_STORMS, None));
+    short_bench(&mut verdicts, "storm", || {
+        bench::wake_storm::run(SHORT_STORMS, None)
+    });
     println!("{SHORT_RESTARTS} restarts");
     short_bench(&mut verdicts, "restarts", || {
         bench::restarts::run(SHORT_RESTARTS, SHORT_RATE, None)

@@ -7,12 +7,13 @@ mod load;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use dormouse_client::v1::{MemoryPlacement, StandbyInstanceRequest};
 
-use self::load::{Plan, Tally, during};
+use self::load::{Plan, Sleeper, Tally, during};
 use super::{begin, end};
 use crate::figures::{Figures, Row, Samples};
 use crate::lab::{EndOfDaemon, Guest, GuestSpec, Lab, Parts, tick};
@@ -53,7 +54,13 @@ pub(crate) fn run(restarts: usize, rate: u32, json: Option<&Path>) -> Result<Exi
     let mut figures = begin("restarts", &lab)?;
     lab.import_server()?;
     let awake = guests(&lab, "awake", AWAKE, None)?;
-    let sleepers = guests(&lab, "sleeper", SLEEPERS, Some(IDLE))?;
+    let sleepers: Vec<Sleeper> = guests(&lab, "sleeper", SLEEPERS, Some(IDLE))?
+        .into_iter()
+        .map(|guest| Sleeper {
+            guest,
+            asking: Mutex::default(),
+        })
+        .collect();
     refuse_second(&lab, &mut figures)?;
     let plan = Plan {
         awake: &awake,
@@ -72,13 +79,19 @@ pub(crate) fn run(restarts: usize, rate: u32, json: Option<&Path>) -> Result<Exi
     let (tally, done) = during(&mut lab, plan, |lab| restart_all(lab, restarts, &sleepers))?;
     report_load(&mut figures, "with", rate, &tally, done.seconds);
     report(&mut figures, restarts, &done, &tally);
+    if tally.failed + tally.missed > 0 {
+        explain(
+            &lab,
+            awake.iter().chain(sleepers.iter().map(|sleeper| &sleeper.guest)),
+        )?;
+    }
     if let [first, ..] = awake.as_slice() {
         damaged::run(&mut lab, first, &mut figures)?;
     }
     still_sleep(&lab, awake.get(1..).unwrap_or_default(), &mut figures);
     let woken = sleepers
         .iter()
-        .map(|guest| lab.view(guest).map(|view| view.wake_count))
+        .map(|sleeper| lab.view(&sleeper.guest).map(|view| view.wake_count))
         .sum::<Result<u64>>()?;
     figures.count("wakes", woken);
     let least = restarts as u64 / 4;
@@ -112,11 +125,11 @@ fn refuse_second(lab: &Lab, figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// Puts a sleeper to sleep, so that a knock finds it so before, in or after the gap. What its knocks take back
-/// is as good.
-fn put_to_sleep(lab: &Lab, sleeper: &Guest) -> bool {
+/// Puts a sleeper to sleep, so that a knock finds it so before, in or after the gap; `false` when it is so.
+fn put_to_sleep(lab: &Lab, sleeper: &Sleeper) -> bool {
+    let _nobody_asks = crate::lab::locked_value(&sleeper.asking);
     let request = StandbyInstanceRequest {
-        instance: sleeper.id.clone(),
+        instance: sleeper.guest.id.clone(),
         ..Default::default()
     };
     let asked = lab
@@ -124,7 +137,20 @@ fn put_to_sleep(lab: &Lab, sleeper: &Guest) -> bool {
     asked.is_ok()
 }
 
-fn restart_all(lab: &mut Lab, restarts: usize, sleepers: &[Guest]) -> Result<Restarts> {
+/// What is known of the guests when something was lost; the daemons' log is kept.
+fn explain<'a>(lab: &Lab, guests: impl Iterator<Item = &'a Guest>) -> Result<()> {
+    for guest in guests {
+        let view = lab.view(guest)?;
+        let state = view.state().as_str_name();
+        println!("  {} ({}) is {state} {}", guest.name, guest.id, view.state_reason);
+    }
+    let kept = crate::build::release_directory().join("../restarts.log");
+    lab.keep_log(&kept)?;
+    println!("  the daemons' log is in {}", kept.display());
+    Ok(())
+}
+
+fn restart_all(lab: &mut Lab, restarts: usize, sleepers: &[Sleeper]) -> Result<Restarts> {
     let begun = Instant::now();
     let mut done = Restarts::default();
     let mut random = 0x2545_f491_4f6c_dd1d_u64;

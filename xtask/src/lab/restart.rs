@@ -1,6 +1,7 @@
 //! Ends of a lab's daemon and keeper, and starts after them.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,13 @@ impl Lab {
             gap_ms: ms_between(begun, serving),
             serving_ms: ms_between(started, serving),
         })
+    }
+
+    /// Copies the daemons' log to where the lab's end leaves it.
+    pub(crate) fn keep_log(&self, to: &Path) -> Result<()> {
+        fs::copy(self.log(), to)
+            .map(drop)
+            .with_context(|| format!("copying the log to {}", to.display()))
     }
 
     /// The keeper of descriptors; `None` while there is none.

@@ -57,13 +57,23 @@ impl Tally {
     }
 }
 
+/// A guest that sleeps when it is left alone.
+#[derive(Debug)]
+pub(crate) struct Sleeper {
+    /// It.
+    pub guest: Guest,
+    /// Held while a knock waits for its answer. A standby that is forced then would freeze the guest with the
+    /// request in it and nobody on the wire to wake it: a caller may want that, and this bench does not.
+    pub asking: Mutex<()>,
+}
+
 /// Who is asked, and how often.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan<'a> {
     /// Guests that are awake.
     pub awake: &'a [Guest],
     /// Guests that sleep when they are left alone.
-    pub sleepers: &'a [Guest],
+    pub sleepers: &'a [Sleeper],
     /// Requests a second in total.
     pub rate: u32,
     /// How many clients share them.
@@ -89,8 +99,8 @@ pub(crate) fn during<T>(
                 let ran = namespace.within(|| match number.checked_sub(plan.clients) {
                     None => client(plan, number, over, &mut tally),
                     Some(at) => {
-                        if let Some(guest) = plan.sleepers.get(at) {
-                            waker(guest, number as u64 + 1, over, &mut tally);
+                        if let Some(sleeper) = plan.sleepers.get(at) {
+                            waker(sleeper, number as u64 + 1, over, &mut tally);
                         }
                     }
                 });
@@ -191,17 +201,19 @@ fn is_whole(answer: &[u8]) -> Result<bool> {
 }
 
 /// Knocks at a sleeper, by TCP and UDP in turn, after pauses in which it may or may not have fallen asleep.
-fn waker(guest: &Guest, seed: u64, over: &AtomicBool, tally: &mut Tally) {
+fn waker(sleeper: &Sleeper, seed: u64, over: &AtomicBool, tally: &mut Tally) {
     let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut turn = 0_usize;
+    let guest = &sleeper.guest;
     while !over.load(Ordering::Acquire) {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        let until = Instant::now() + Duration::from_millis(600 + random % 3000);
+        let until = Instant::now() + Duration::from_millis(100 + random % 1900);
         while !over.load(Ordering::Acquire) && Instant::now() < until {
-            tick(Duration::from_millis(50));
+            tick(Duration::from_millis(20));
         }
+        let _asking = crate::lab::locked_value(&sleeper.asking);
         let begun = Instant::now();
         let knocked = if turn.is_multiple_of(2) {
             ask(guest.at(turn / 2, TCP_PORT), b"knock", WAKE_DEADLINE).map(|_| ())
