@@ -58,7 +58,12 @@ fn systemd_accepts_the_units() {
 #[test]
 fn guests_survive_the_unit() {
     let text = std::fs::read_to_string(packaging().join("dormoused.service")).unwrap();
-    for line in ["KillMode=process", "Type=notify", "Delegate=yes", "Restart=always"] {
+    for line in [
+        "KillMode=process",
+        "Type=notify",
+        "Delegate=yes",
+        "Restart=always",
+    ] {
         assert!(text.lines().any(|found| found == line), "{line}");
     }
     // Each of these would give the daemon a mount namespace that ends with it, or empty its directory.

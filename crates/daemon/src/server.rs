@@ -30,7 +30,7 @@ const REQUESTS: usize = 256;
 /// Most time for whoever listens on the socket to take a connection.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// The API's socket. Dropping it closes it; the file stays, see [`ApiSocket::remove`].
+/// The API's socket. Dropping it closes it; the file stays, see [`Place::remove`].
 #[derive(Debug)]
 pub struct ApiSocket {
     listener: UnixListener,
