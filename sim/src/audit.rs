@@ -125,7 +125,7 @@ pub fn at_rest(ground: &mut Ground, daemon: &Daemon) {
         if instance.is_busy() && state != State::Failed {
             ground.broken(Invariant::Settles, format!("{id} is still busy as {state}"));
         }
-        rests(ground, *id, state);
+        rests(ground, *id, state, instance.machine.lost().is_some());
         heard(ground, *id, state);
         sleeps(ground, daemon, *id, state);
     }
@@ -133,13 +133,13 @@ pub fn at_rest(ground: &mut Ground, daemon: &Daemon) {
 }
 
 /// What exists of a workload is what its state says.
-fn rests(ground: &mut Ground, id: WorkloadId, state: State) {
+fn rests(ground: &mut Ground, id: WorkloadId, state: State, cold: bool) {
     let processes = ground.host.of(id).len();
     let gate = ground.kernel.links.get(&id).map(|link| link.gate);
     let memory = ground.host.memory.contains_key(&id);
     let right = match state {
         State::Running | State::Initializing => processes == 1 && gate == Some(Gate::Open) && memory,
-        State::Standby => processes == 0 && gate == Some(Gate::Shut) && memory,
+        State::Standby => processes == 0 && gate == Some(Gate::Shut) && memory != cold,
         State::Stopped => processes == 0 && gate.is_none() && !memory,
         State::Failed => processes == 0,
         State::Starting

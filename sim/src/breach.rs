@@ -23,6 +23,8 @@ pub enum Invariant {
     NeverNoProcess,
     /// A memory image is not loaded after its guest ran again.
     ImageLoadedOnce,
+    /// Nothing of an image is loaded that was not compared with what was saved since the host booted.
+    NothingUntrusted,
     /// A guest runs only when the durable record says that this process is the workload.
     RecordsFirst,
     /// No packet for a workload is lost while it may come back.
@@ -58,6 +60,7 @@ impl Invariant {
             Self::HoldRespected => "hold respected",
             Self::CallersSleepRuns => "callers' sleep runs",
             Self::NeverTwoProcesses => "never two processes",
+            Self::NothingUntrusted => "nothing untrusted",
             Self::NeverNoProcess => "never no process",
             Self::ImageLoadedOnce => "image loaded once",
             Self::RecordsFirst => "records first",

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use dormouse_instance::machine::{Exit, Kept, MemoryImage, Phase, ProcessIdentity, Record};
+use dormouse_instance::machine::{Exit, MemoryImage, Phase, ProcessIdentity, Record};
 use dormouse_model::policy::{PolicySetting, StandbyPolicy};
-use dormouse_model::{Addresses, FlowKey, MonoTime, Protocol, TcpState, WallTime, WorkloadId};
+use dormouse_model::{Addresses, FlowKey, MonoTime, OnLostMemory, Protocol, TcpState, WallTime, WorkloadId};
 use dormouse_standby::Knock;
 
 use crate::breach::{Breach, Invariant};
@@ -422,6 +422,10 @@ impl Ground {
     /// # Errors
     /// When the image is not there.
     pub fn restore(&mut self, id: WorkloadId, image: MemoryImage) -> Result<ProcessIdentity, String> {
+        if image.boot != self.host.boot {
+            let what = format!("memory of {id} of an earlier boot is loaded and was never compared");
+            self.broken(Invariant::NothingUntrusted, what);
+        }
         let right = self.host.load(id, image)?;
         if !right {
             let what = format!(
@@ -452,16 +456,14 @@ impl Ground {
         }
     }
 
-    /// The image's memory is copied to disk.
+    /// What becomes of a workload whose memory is lost: half of them are booted.
     #[must_use]
-    pub fn spill(&mut self, id: WorkloadId, image: MemoryImage) -> Option<MemoryImage> {
-        let memory = self.host.memory.get_mut(&id)?;
-        memory.resident?;
-        memory.disk = Some(memory.version);
-        Some(MemoryImage {
-            kept: Kept::Spilled,
-            ..image
-        })
+    pub const fn on_lost(id: WorkloadId) -> OnLostMemory {
+        if id.bits().is_multiple_of(2) {
+            OnLostMemory::ColdBoot
+        } else {
+            OnLostMemory::StayStopped
+        }
     }
 
     /// The host loses power and comes back.
@@ -469,7 +471,8 @@ impl Ground {
         self.note(format_args!("the host reboots"));
         self.tally.reboots += 1;
         self.kernel.reboot();
-        self.host.reboot();
+        let random = &mut self.random;
+        self.host.reboot(|| random.chance(500));
         for truth in self.truths.values_mut() {
             truth.rebooted = true;
         }

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dormouse_instance::machine::{BootId, Kept, MemoryImage, ProcessIdentity};
-use dormouse_model::{Generation, MonoTime, WorkloadId};
+use dormouse_instance::machine::{BootId, Expected, Kept, MemoryImage, ProcessIdentity, Settled};
+use dormouse_model::{Digest, Generation, ImagePart, Lost, MonoTime, PartFault, WorkloadId};
 
 /// What a VMM's processors do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,27 @@ pub struct Process {
     pub ready: bool,
 }
 
+/// Whether a file would survive a power loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flushed {
+    /// It would.
+    Yes,
+    /// Some of it would.
+    No,
+}
+
+/// What a power loss makes of a file that was not flushed: no version of it.
+pub const TORN: u64 = u64::MAX;
+
+/// The digest of a version.
+fn digest(version: u64) -> Digest {
+    let mut bytes = [0; 32];
+    for (byte, value) in bytes.iter_mut().zip(version.to_be_bytes()) {
+        *byte = value;
+    }
+    Digest(bytes)
+}
+
 /// The memory of one workload, wherever it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -38,8 +59,10 @@ pub struct Memory {
     pub version: u64,
     /// The inode of the file on tmpfs; its content is always the newest version.
     pub resident: Option<u64>,
-    /// The version in the file on disk.
-    pub disk: Option<u64>,
+    /// The version in the file on disk, and whether it was flushed.
+    pub disk: Option<(u64, Flushed)>,
+    /// The inode of that file.
+    pub disk_inode: u64,
     /// The device state: its generation and the version that it belongs to.
     pub device_state: Option<(Generation, u64)>,
     /// Whether the process maps the disk file privately.
@@ -233,8 +256,10 @@ impl Host {
         let memory = self.memory.get_mut(&id)?;
         memory.device_state = Some((generation, memory.version));
         let kept = if memory.private {
-            memory.disk = Some(memory.version);
-            Kept::Spilled
+            memory.disk = Some((memory.version, Flushed::No));
+            Kept::Spilled {
+                inode: memory.disk_inode,
+            }
         } else {
             Kept::Resident {
                 inode: memory.resident?,
@@ -244,6 +269,47 @@ impl Host {
             generation,
             boot,
             kept,
+            expected: Expected::default(),
+            settled: Settled::Open,
+        })
+    }
+
+    /// Copies memory to a new file on disk, with its digest.
+    pub fn spill(&mut self, id: WorkloadId, image: MemoryImage) -> Option<MemoryImage> {
+        self.inodes += 1;
+        let inode = self.inodes;
+        let memory = self.memory.get_mut(&id)?;
+        memory.resident?;
+        memory.disk = Some((memory.version, Flushed::Yes));
+        memory.disk_inode = inode;
+        Some(MemoryImage {
+            kept: Kept::Spilled { inode },
+            settled: Settled::At(digest(memory.version)),
+            ..image
+        })
+    }
+
+    /// Flushes memory on disk and takes its digest, or compares it with the digest of an earlier boot.
+    ///
+    /// # Errors
+    /// When it is not what it was.
+    pub fn settle(&mut self, id: WorkloadId, image: MemoryImage) -> Result<MemoryImage, Lost> {
+        let lost = |fault| Lost::plain(ImagePart::Memory, fault);
+        let memory = self.memory.get_mut(&id).ok_or_else(|| lost(PartFault::Missing))?;
+        let (version, _) = memory.disk.ok_or_else(|| lost(PartFault::Missing))?;
+        let found = digest(version);
+        match image.settled {
+            Settled::Open => memory.disk = Some((version, Flushed::Yes)),
+            Settled::At(wanted) if wanted == found => {}
+            Settled::At(_) => return Err(lost(PartFault::Digest)),
+        }
+        Ok(MemoryImage {
+            boot: self.boot,
+            kept: Kept::Spilled {
+                inode: memory.disk_inode,
+            },
+            settled: Settled::At(found),
+            ..image
         })
     }
 
@@ -265,10 +331,13 @@ impl Host {
                 memory.version
             }
             Kept::Resident { .. } => return Err("the memory file is another one".to_owned()),
-            Kept::Spilled => {
+            Kept::Spilled { inode } if boot == image.boot && memory.disk_inode != inode => {
+                return Err("the memory file is another one".to_owned());
+            }
+            Kept::Spilled { .. } => {
                 memory.private = true;
                 memory.resident = None;
-                memory.disk.ok_or("no memory file on disk")?
+                memory.disk.ok_or("no memory file on disk")?.0
             }
         };
         // What is loaded from disk is that version, whatever ran since.
@@ -276,12 +345,17 @@ impl Host {
         Ok(right)
     }
 
-    /// The host reboots: processes and tmpfs are gone.
-    pub fn reboot(&mut self) {
+    /// The host loses power and comes back: processes and tmpfs are gone, and of the files that were not
+    /// flushed those are torn that `tears` says.
+    pub fn reboot(&mut self, mut tears: impl FnMut() -> bool) {
         self.boot = BootId(self.boot.0 + 1);
         self.processes.clear();
         for memory in self.memory.values_mut() {
             memory.resident = None;
+            if let Some((version, Flushed::No)) = memory.disk {
+                let left = if tears() { TORN } else { version };
+                memory.disk = Some((left, Flushed::Yes));
+            }
         }
     }
 }

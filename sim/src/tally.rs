@@ -21,6 +21,8 @@ pub struct Tally {
     pub wakes_failed: u64,
     /// Spills that became durable.
     pub spills: u64,
+    /// Images that were found to be lost.
+    pub images_lost: u64,
     /// Workloads that failed.
     pub failed: u64,
     /// Daemons killed.
@@ -70,7 +72,7 @@ pub struct Tally {
 impl Tally {
     /// The counts with their names, in a fixed order.
     #[must_use]
-    pub const fn named(&self) -> [(&'static str, u64); 31] {
+    pub const fn named(&self) -> [(&'static str, u64); 32] {
         [
             ("events", self.events),
             ("created", self.created),
@@ -81,6 +83,7 @@ impl Tally {
             ("wakes", self.wakes),
             ("wakes_failed", self.wakes_failed),
             ("spills", self.spills),
+            ("images_lost", self.images_lost),
             ("failed", self.failed),
             ("daemon_kills", self.daemon_kills),
             ("recovered", self.recovered),
@@ -118,6 +121,7 @@ impl Tally {
             wakes,
             wakes_failed,
             spills,
+            images_lost,
             failed,
             daemon_kills,
             recovered,
@@ -151,6 +155,7 @@ impl Tally {
             (wakes, other.wakes),
             (wakes_failed, other.wakes_failed),
             (spills, other.spills),
+            (images_lost, other.images_lost),
             (failed, other.failed),
             (daemon_kills, other.daemon_kills),
             (recovered, other.recovered),

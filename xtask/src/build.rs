@@ -57,6 +57,21 @@ pub(crate) fn binaries() -> Result<PathBuf> {
     Ok(release_directory())
 }
 
+/// Builds the program that stands in for QEMU where the monitor is not what is looked at.
+pub(crate) fn stub_monitor() -> Result<PathBuf> {
+    let program = "dormouse-stub-vmm";
+    cargo(&[
+        "build",
+        "--release",
+        "--quiet",
+        "-p",
+        "dormouse-tests",
+        "--bin",
+        program,
+    ])?;
+    Ok(release_directory().join(program))
+}
+
 /// Builds the programs that run inside guests, linked statically, in a target directory of their own:
 /// other flags would rebuild everything else.
 pub(crate) fn guest_binaries() -> Result<GuestBinaries> {

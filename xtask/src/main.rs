@@ -3,9 +3,11 @@
 mod bench;
 mod build;
 mod codegen;
+mod corruption;
 mod demo;
 mod figures;
 mod lab;
+mod power_loss;
 mod scenarios;
 mod setup;
 mod sim;
@@ -65,7 +67,7 @@ enum Task {
         #[command(flatten)]
         output: Output,
     },
-    /// Write the Rust code of proto/.
+    /// Write the Rust code of proto/, and docs/errors.md.
     Codegen {
         /// Only say whether the committed code is what would be written.
         #[arg(long)]
@@ -92,6 +94,28 @@ enum Suite {
         #[command(flatten)]
         output: Output,
     },
+    /// The power goes at many points while a store is written and instances sleep: replays of logged disks.
+    PowerLoss {
+        /// Cut points of both workloads together.
+        #[arg(long, default_value_t = 1000)]
+        cuts: u64,
+        /// Which of the legal contents are tried.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Sleepers whose files and records were changed behind their backs: each must be refused.
+    Corruption {
+        /// How many.
+        #[arg(long, default_value_t = 10_000)]
+        cases: usize,
+        /// Where chance begins.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -109,6 +133,18 @@ enum Bench {
         /// Storms with the daemon alive, and as many with it killed.
         #[arg(long, default_value_t = 10)]
         repetitions: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Ten thousand sleepers: what each costs, how soon the daemon serves, that all are silent, and that a
+    /// scan of all of them parks. Boots nothing: a stub stands in for QEMU.
+    Sleepers {
+        /// How many.
+        #[arg(long, default_value_t = 10_000)]
+        count: u32,
+        /// Seconds in which nothing may happen.
+        #[arg(long, default_value_t = 60)]
+        idle: u64,
         #[command(flatten)]
         output: Output,
     },
@@ -154,6 +190,14 @@ fn run(task: Task) -> Result<ExitCode> {
             suite: Some(Suite::Scenarios { spec, output }),
             ..
         } => scenarios::run(&spec, output.json.as_deref()),
+        Task::Test {
+            suite: Some(Suite::PowerLoss { cuts, seed, output }),
+            ..
+        } => power_loss::run(cuts, seed, output.json.as_deref()),
+        Task::Test {
+            suite: Some(Suite::Corruption { cases, seed, output }),
+            ..
+        } => corruption::run(cases, seed, output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
         Task::Codegen { check } => codegen::run(check),
@@ -167,7 +211,12 @@ fn run_bench(bench: &Bench) -> Result<ExitCode> {
     }
     match bench {
         Bench::Standby { rounds, output } => bench::standby::run(*rounds, file(output)),
-        Bench::WakeStorm { repetitions, output } => bench::wake_storm::run(*repetitions, file(output)),
+        Bench::WakeStorm { repetitions, output } => bench::wake_storm::run(
+            *repetitions,
+            bench::wake_storm::Judged::LossesAndTimes,
+            file(output),
+        ),
+        Bench::Sleepers { count, idle, output } => bench::sleepers::run(*count, *idle, file(output)),
         Bench::Restarts {
             restarts,
             rate,

@@ -9,15 +9,19 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::build::{self, release_directory, workspace};
-use crate::{bench, setup, sim};
+use crate::{bench, corruption, power_loss, setup, sim};
 
 /// Seeds of the short simulation.
 const SHORT_SEEDS: u64 = 200;
+/// Cut points of the short power loss.
+const SHORT_CUTS: u64 = 50;
 /// Storms of each half in the short storm.
 const SHORT_STORMS: usize = 1;
 /// Restarts of the daemon in the short bench of them, and requests a second meanwhile.
 const SHORT_RESTARTS: usize = 4;
 const SHORT_RATE: u32 = 50;
+/// Cases of the short corruption.
+const SHORT_CASES: usize = 400;
 
 /// What libtest said about one test, by its name with its program's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +56,7 @@ impl Verdicts {
     }
 }
 
-/// Runs all tests, the short simulation, and the short forms of benches that boot guests.
+/// Runs all tests, the short simulation, and the short forms of the other suites.
 pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     println!("building what guests run");
     build::guest_binaries()?;
@@ -70,14 +74,7 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
         },
         None,
     );
-    println!("storm, {SHORT_STORMS} of each half");
-    short_bench(&mut verdicts, "storm", || {
-        bench::wake_storm::run(SHORT_STORMS, None)
-    });
-    println!("{SHORT_RESTARTS} restarts");
-    short_bench(&mut verdicts, "restarts", || {
-        bench::restarts::run(SHORT_RESTARTS, SHORT_RATE, None)
-    });
+    shorts(&mut verdicts);
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -85,20 +82,43 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     finish(&verdicts, json)
 }
 
-/// A bench that boots guests, in its short form.
-fn short_bench(verdicts: &mut Verdicts, name: &str, bench: impl FnOnce() -> Result<ExitCode>) {
-    let lacking = if !setup::is_root() {
-        Some("not root")
-    } else if setup::find_program("qemu-system-x86_64").is_none() {
-        Some("no QEMU; cargo xtask setup --install")
-    } else {
-        None
-    };
+/// The short forms of the suites that have figures of their own.
+fn shorts(verdicts: &mut Verdicts) {
+    let not_root = (!setup::is_root()).then_some("not root");
+    let no_guests = not_root.or_else(|| {
+        let qemu = setup::find_program("qemu-system-x86_64");
+        qemu.is_none().then_some("no QEMU; cargo xtask setup --install")
+    });
+    println!("storm, {SHORT_STORMS} of each half");
+    short(verdicts, "storm", no_guests, || {
+        bench::wake_storm::run(SHORT_STORMS, bench::wake_storm::Judged::Losses, None)
+    });
+    println!("{SHORT_RESTARTS} restarts");
+    short(verdicts, "restarts", no_guests, || {
+        bench::restarts::run(SHORT_RESTARTS, SHORT_RATE, None)
+    });
+    println!("power loss, {SHORT_CUTS} cut points");
+    short(verdicts, "power-loss", power_loss::lacking(), || {
+        power_loss::run(SHORT_CUTS, 1, None)
+    });
+    println!("corruption, {SHORT_CASES} cases");
+    short(verdicts, "corruption", not_root, || {
+        corruption::run(SHORT_CASES, 1, None)
+    });
+}
+
+/// One of them, unless something is lacking.
+fn short(
+    verdicts: &mut Verdicts,
+    name: &str,
+    lacking: Option<&str>,
+    suite: impl FnOnce() -> Result<ExitCode>,
+) {
     if let Some(why) = lacking {
         verdicts.add(name, Verdict::Skipped, Some(why));
         return;
     }
-    let verdict = match bench() {
+    let verdict = match suite() {
         Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
         Ok(_) => Verdict::Failed,
         Err(error) => {

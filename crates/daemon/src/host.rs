@@ -34,6 +34,12 @@ pub enum HostError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel's name for this boot.
+    #[error("reading this boot's id")]
+    BootId {
+        /// Why.
+        source: io::Error,
+    },
     /// The API's socket.
     #[error("binding the API's socket {path}")]
     Socket {
@@ -55,7 +61,9 @@ pub enum HostError {
 impl Fault for HostError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Directory { .. } | Self::Mount { .. } | Self::Socket { .. } => Kind::Unavailable,
+            Self::Directory { .. } | Self::Mount { .. } | Self::BootId { .. } | Self::Socket { .. } => {
+                Kind::Unavailable
+            }
             Self::SocketTaken { .. } => Kind::Exists,
         }
     }
@@ -63,6 +71,7 @@ impl Fault for HostError {
         match self {
             Self::Directory { .. } => "HOST_DIRECTORY",
             Self::Mount { .. } => "HOST_MOUNT",
+            Self::BootId { .. } => "HOST_BOOT_ID",
             Self::Socket { .. } => "HOST_SOCKET",
             Self::SocketTaken { .. } => "HOST_SOCKET_TAKEN",
         }
@@ -81,6 +90,14 @@ pub fn mark(data: &Path) -> String {
             (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
         });
     format!("{hash:08x}")
+}
+
+/// The kernel's name for this boot.
+///
+/// # Errors
+/// Without /proc.
+pub fn boot_id() -> Result<String, HostError> {
+    dormouse_sys::clock::boot_id().map_err(|source| HostError::BootId { source })
 }
 
 /// Makes the directories and the tmpfs; returns where the tmpfs is.
@@ -104,8 +121,22 @@ pub fn prepare(config: &Config) -> Result<PathBuf, HostError> {
 /// # Errors
 /// When it cannot be made.
 pub fn prepare_data(config: &Config) -> Result<(), HostError> {
-    directory(&config.data_directory, 0o700)?;
-    directory(&config.data_directory.join("instances"), 0o700)
+    let data = &config.data_directory;
+    directory(data, 0o700)?;
+    directory(&data.join("instances"), 0o700)?;
+    // Or a power loss takes all that is beneath. Of folders above, whoever made them took care.
+    for path in [Some(data.as_path()), data.parent()].into_iter().flatten() {
+        sync_directory(path)?;
+    }
+    Ok(())
+}
+
+fn sync_directory(path: &Path) -> Result<(), HostError> {
+    let synced = fs::File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|source| HostError::Directory {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn directory(path: &Path, mode: u32) -> Result<(), HostError> {

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use crate::api::Api;
+use crate::api::{Api, RequestIds};
 use crate::door::Door;
 use crate::health::HealthOfAll;
 use crate::host::HostError;
@@ -155,6 +155,8 @@ pub async fn serve(
     let health_service = HealthOfAll::new(stop).into_service();
     let mut server = Server::builder()
         .concurrency_limit_per_connection(REQUESTS)
+        // Outside: whoever is refused at the door has an id too.
+        .layer(RequestIds)
         .layer(door.clone())
         .add_service(health_service)
         .add_service(InstanceServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES))

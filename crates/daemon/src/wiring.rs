@@ -16,19 +16,21 @@ use std::time::Duration;
 use dormouse_cgroup::Hierarchy;
 use dormouse_conntrack::{Observations, Observer, ObserverConfig, ObserverHandle};
 use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
-use dormouse_hypervisor::{Accelerator, Driver, Probe};
+use dormouse_hypervisor::{Accelerator, Driver, KeptPrograms, Probe};
 use dormouse_image::{GuestKernel, initrd};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
 use dormouse_instance::{InstanceEvent, Instances, Rooms};
 use dormouse_keeper::{Custodian, KeeperError, Source};
+use dormouse_model::State;
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
 use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
-use dormouse_store::{Store, StoreError};
+use dormouse_store::{Damage, Store, StoreError};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
-use tokio::sync::broadcast;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +51,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a start waits for a keeper: without one guests are adopted all the same.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How many sleepers' memory is read at a time in the background: one keeps a processor and the disk busy.
+const SETTLING: usize = 1;
 
 /// The tasks without which the daemon is of no use: when one ends, the daemon does.
 pub type Tasks = JoinSet<&'static str>;
@@ -77,31 +82,27 @@ pub async fn join(
 ) -> Result<House, DaemonError> {
     let ram = host::prepare(config)?;
     let mark = host::mark(&config.data_directory);
-    let store = open_store(&config.data_directory.join("dormouse.db")).await?;
+    let (store, damages) = open_store(&config.data_directory.join("dormouse.db")).await?;
     let images = ImageRoom::open(&config.data_directory, store.clone()).await?;
-    let driver = QemuDriver::new(qemu_config(config));
-    let probe = driver.probe().await?;
+    let (driver, probe) = open_driver(config).await?;
     let cgroups = Hierarchy::open(&format!("dormouse-{mark}"), &config.run_directory.join("cgroup"))?;
     let mut tasks = Tasks::new();
     let plane = open_plane(config, &mark, &mut tasks).await?;
     let (observer, observations) = open_observer(config, &mut tasks)?;
     let custodian = open_custody(config, activation, &mut tasks).await?;
-    let vmm_namespace = Arc::new(host::vmm_namespace(&config.run_directory)?);
-    let clock = Arc::new(Clock);
+    let (clock, host_facts) = (Arc::new(Clock), HostFacts::read());
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
-    let host_facts = HostFacts::read();
-    let placement = placement(config, &host_facts);
-    let boot = guest_boot(config);
+    let (placement, boot) = (placement(config, &host_facts), guest_boot(config));
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
-    let sleep_support = sleep_support(&probe);
     let rooms = Arc::new(Rooms {
         store: store.clone(),
-        driver: Arc::new(driver),
+        driver,
         probe,
+        kept: Arc::new(KeptPrograms::new(config.data_directory.join("vmm"))),
         network: plane.network.clone(),
         images: Arc::new(images.clone()),
         custodian,
-        vmm_namespace,
+        vmm_namespace: Arc::new(host::vmm_namespace(&config.run_directory)?),
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
         layout: layout(config, ram),
@@ -114,35 +115,46 @@ pub async fn join(
         uid_count: config.uid_count,
         boot,
         boot_timeout: config.boot_timeout,
+        boot_id: host::boot_id()?,
+        settling: Arc::new(tokio::sync::Semaphore::new(SETTLING)),
     });
-    let (instances, changes) = recover(Arc::clone(&rooms), &mut tasks).await?;
+    let (instances, changes) = recover(config, Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {
         instances: instances.clone(),
         observer,
         observations,
         knocks: plane.knocks,
         network: plane.network,
-        store,
+        store: store.clone(),
         watchbook,
         clock: Arc::clone(&clock),
-        sleep_support,
+        sleep_support: sleep_support(&rooms.probe),
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
-    let events = start_event_log(&rooms, changes, &mut tasks);
-    let api = Api::new(
+    let events = start_event_log(&rooms, changes, damages, &mut tasks)?;
+    let api = Api::open(
         instances.clone(),
         images,
         engine.clone(),
         events,
+        store,
         Arc::new(facts),
         stop,
-    );
+    )
+    .await?;
     Ok(House {
         api,
         instances,
         engine,
         tasks,
     })
+}
+
+/// The driver, and what it can do here.
+async fn open_driver(config: &Config) -> Result<(Arc<dyn Driver>, Probe), DaemonError> {
+    let driver = QemuDriver::new(qemu_config(config));
+    let probe = driver.probe().await?;
+    Ok((Arc::new(driver), probe))
 }
 
 /// The data plane and what belongs to its configuration.
@@ -234,14 +246,12 @@ async fn open_custody(
 /// Recovers the instances, and then sweeps what bears our mark and is nobody's. Also returns the changes of
 /// instances from the first on.
 async fn recover(
+    config: &Config,
     rooms: Arc<Rooms>,
     tasks: &mut Tasks,
-) -> Result<(Instances, broadcast::Receiver<InstanceEvent>), DaemonError> {
+) -> Result<(Instances, Receiver<InstanceEvent>), DaemonError> {
     let network = rooms.network.clone();
-    let custodian = rooms.custodian.clone();
     let (instances, notices) = Instances::recover(rooms).await?;
-    // Every instance that has a process has said so; the others want nothing.
-    custodian.settled();
     // Before the first notice is distributed, or the log would not have it.
     let changes = instances.events();
     tasks.spawn(async move {
@@ -252,6 +262,7 @@ async fn recover(
         Ok(swept) => tracing::debug!(?swept, "data plane swept"),
         Err(error) => tracing::warn!(error = %chain(&error), "sweeping the data plane"),
     }
+    look_at_limits(config, &instances).await;
     Ok((instances, changes))
 }
 
@@ -262,6 +273,14 @@ fn start_engine(config: &Config, rooms: EngineRooms, tasks: &mut Tasks) -> Engin
         "engine"
     });
     handle
+}
+
+/// Names limits of the host that are too low for the sleepers that there are.
+async fn look_at_limits(config: &Config, instances: &Instances) {
+    let sleepers = instances.count(State::Standby);
+    let data = config.data_directory.clone();
+    // What panics in there is logged there, and no reason not to start.
+    drop(tokio::task::spawn_blocking(move || crate::setup::look_at_start(&data, sleepers as u64)).await);
 }
 
 /// What `auto` means on this host.
@@ -282,36 +301,50 @@ fn sleep_support(probe: &Probe) -> SleepSupport {
 
 fn start_event_log(
     rooms: &Rooms,
-    mut changes: broadcast::Receiver<InstanceEvent>,
+    mut changes: Receiver<InstanceEvent>,
+    mut damages: Receiver<Damage>,
     tasks: &mut Tasks,
-) -> EventLog {
-    let events = EventLog::new(u64::from_be_bytes(rooms.random()));
+) -> Result<EventLog, DaemonError> {
+    let epoch = rooms
+        .random()
+        .map_err(|source| dormouse_instance::InstanceError::Random { source })?;
+    let events = EventLog::new(u64::from_be_bytes(epoch));
     let (log, clock) = (events.clone(), Arc::clone(&rooms.clock));
     tasks.spawn(async move {
         loop {
-            match changes.recv().await {
-                Ok(event) => log.push(clock.wall(), Happening::Instance(event)),
-                Err(broadcast::error::RecvError::Lagged(missed)) => {
+            let happening = tokio::select! {
+                change = changes.recv() => change.map(Happening::Instance),
+                damage = damages.recv() => damage.map(Happening::SetAside),
+            };
+            match happening {
+                Ok(happening) => log.push(clock.wall(), happening),
+                Err(RecvError::Lagged(missed)) => {
                     tracing::warn!(missed, "events missed by the log");
                     log.missed(missed);
                 }
-                Err(broadcast::error::RecvError::Closed) => return "event log",
+                Err(RecvError::Closed) => return "event log",
             }
         }
     });
-    events
+    Ok(events)
 }
 
 /// Opens the store, waiting a little for its lock: a daemon that was killed holds it until the kernel has
-/// taken it apart, and whoever starts the next one should not have to know that.
-async fn open_store(path: &Path) -> Result<Store, StoreError> {
+/// taken it apart, and whoever starts the next one should not have to know that. With it comes what is set
+/// aside from now on: the reading at the start finds most of what is damaged.
+async fn open_store(path: &Path) -> Result<(Store, Receiver<Damage>), StoreError> {
+    let mut opened = Store::open(path).await;
     for _ in 1..LOCK_TRIES {
-        match Store::open(path).await {
-            Err(StoreError::Locked { .. }) => tokio::time::sleep(LOCK_PAUSE).await,
-            opened => return opened,
+        if !matches!(opened, Err(StoreError::Locked { .. })) {
+            break;
         }
+        tokio::time::sleep(LOCK_PAUSE).await;
+        opened = Store::open(path).await;
     }
-    Store::open(path).await
+    opened.map(|store| {
+        let notices = store.notices();
+        (store, notices)
+    })
 }
 
 fn qemu_config(config: &Config) -> QemuConfig {
@@ -439,6 +472,7 @@ fn system_facts(
             .as_ref()
             .map(|boot| boot.kernel.clone())
             .map_err(Clone::clone),
+        sleepers: config.sleepers,
         cgroup: format!("{:?} at {}", cgroups.version(), cgroups.root().display()),
     }
 }

@@ -83,6 +83,7 @@ impl Bench {
             .map(OwnedFd::from);
         let log = || File::options().append(true).create(true).open(path("log"));
         Ok(Parts {
+            program: None,
             ram: RamPart {
                 file: ram.into(),
                 size: self.ram,

@@ -122,6 +122,7 @@ impl Stand {
             command_line: String::new(),
         };
         Ok(Parts {
+            program: None,
             ram: RamPart {
                 file: ram.into(),
                 size: RAM,

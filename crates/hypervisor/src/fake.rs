@@ -83,8 +83,10 @@ struct Inner {
 
 /// How long a call on a machine may hang.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The most that is read of a state. What follows the number of beats is not looked at.
+const MOST_STATE: u64 = 1 << 20;
 /// Begins a state that this driver wrote.
-const MAGIC: &[u8; 8] = b"DMFAKE01";
+pub const MAGIC: &[u8; 8] = b"DMFAKE01";
 
 /// Poison means that a test panicked; its message is the one to see.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -270,6 +272,7 @@ impl Driver for FakeDriver {
     async fn probe(&self) -> Result<Probe, DriverError> {
         Ok(Probe {
             version: "0.0.0".into(),
+            program: None,
             accelerator: Accelerator::Emulation {
                 why: "nothing is executed".into(),
             },
@@ -311,12 +314,12 @@ impl Driver for FakeDriver {
         check(doing, spec, &parts, deadline)?;
         let mut bytes = Vec::new();
         File::from(state)
-            .take(64)
+            .take(MOST_STATE)
             .read_to_end(&mut bytes)
             .map_err(|source| DriverError::Io { doing, source })?;
         let Some(beats) = bytes
             .strip_prefix(MAGIC)
-            .and_then(|rest| <[u8; 8]>::try_from(rest).ok())
+            .and_then(|rest| rest.first_chunk::<8>().copied())
         else {
             let said = "the state is not one of ours".to_owned();
             return Err(DriverError::Ended {

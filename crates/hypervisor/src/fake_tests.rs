@@ -15,6 +15,7 @@ fn null() -> OwnedFd {
 
 fn parts() -> Parts {
     Parts {
+        program: None,
         ram: RamPart {
             file: null(),
             size: Bytes::mib(256),

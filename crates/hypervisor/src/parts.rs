@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use dormouse_model::{Bytes, MacAddress, WorkloadId};
 pub use dormouse_sys::spawn::Identity;
 
+use crate::kept::ProgramPart;
+
 /// What the machine looks like to its guest. The same at a restore as at the launch, or the device state
 /// does not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct LaunchSpec {
 /// The descriptors of one machine.
 #[derive(Debug)]
 pub struct Parts {
+    /// The program to start; `None`: the driver's own.
+    pub program: Option<ProgramPart>,
     /// Guest RAM.
     pub ram: RamPart,
     /// The kernel; required to launch, ignored by a restore.

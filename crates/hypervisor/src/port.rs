@@ -9,6 +9,7 @@ use dormouse_model::Bytes;
 
 use crate::accelerator::Accelerator;
 use crate::error::DriverError;
+use crate::kept::ProgramSource;
 use crate::parts::{LaunchSpec, Parts};
 use crate::process::{ExitReason, Gone, ProcessIdentity, ProcessRecord};
 
@@ -52,6 +53,8 @@ impl fmt::Display for DriverKind {
 pub struct Probe {
     /// The program's version, `7.2.22`. Device state is loaded by the same version that saved it.
     pub version: String,
+    /// The program itself, to be kept; `None` for a driver without one.
+    pub program: Option<ProgramSource>,
     /// What executes guests.
     pub accelerator: Accelerator,
     /// What the driver's machines can do.

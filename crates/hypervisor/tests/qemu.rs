@@ -12,8 +12,8 @@ use dormouse_hypervisor::conformance::{self, Stand};
 use dormouse_hypervisor::memory::write_back_private;
 use dormouse_hypervisor::qemu::{AcceleratorChoice, QemuConfig, QemuDriver};
 use dormouse_hypervisor::{
-    Accelerator, BootPart, Deadline, DiskPart, Driver, ExitReason, LaunchSpec, Parts, RamPart, Sharing,
-    SocketPart, Vm, VmStatus, payload,
+    Accelerator, BootPart, Deadline, DiskPart, Driver, ExitReason, KeptPrograms, LaunchSpec, Parts, RamPart,
+    Sharing, SocketPart, Vm, VmStatus, payload,
 };
 use dormouse_model::{Bytes, MacAddress, WorkloadId};
 use dormouse_sys::netns::Namespace;
@@ -152,6 +152,7 @@ impl Full {
             .unwrap();
         self.file("root", 1 << 20);
         Parts {
+            program: None,
             ram: RamPart {
                 file: self.file("ram", RAM.0).into(),
                 size: RAM,
@@ -231,10 +232,21 @@ async fn every_device_sleeps_and_wakes() {
         vcpus: 2,
         mac: Some(MAC),
     };
+    // Every machine is started from a kept program, in a folder where its user cannot look.
+    let shelf = tempfile::tempdir().unwrap();
+    let kept = KeptPrograms::new(shelf.path().join("vmm"));
+    let source = driver.probe().await.unwrap().program.unwrap();
+    let name = kept.keep(&source).unwrap();
+    let parts = |sharing| Parts {
+        program: Some(kept.open(&name).unwrap()),
+        ..full.parts(sharing)
+    };
     let mut vm = driver
-        .launch(&spec, full.parts(Sharing::Shared), soon())
+        .launch(&spec, parts(Sharing::Shared), soon())
         .await
         .unwrap();
+    let program = std::fs::read_link(format!("/proc/{}/exe", vm.process().pid)).unwrap();
+    assert!(program.starts_with(shelf.path()), "{}", program.display());
     let status = std::fs::read_to_string(format!("/proc/{}/status", vm.process().pid)).unwrap();
     for want in [
         "Uid:\t61234\t61234\t61234\t61234",
@@ -269,7 +281,7 @@ async fn every_device_sleeps_and_wakes() {
         assert_eq!(vm.kill().await.unwrap(), ExitReason::Signal(9));
         let state = File::open(full.path("state")).unwrap();
         vm = driver
-            .restore(&spec, full.parts(sharing), state.into(), soon())
+            .restore(&spec, parts(sharing), state.into(), soon())
             .await
             .unwrap();
         assert_eq!(vm.inspect().await.unwrap(), VmStatus::Paused);

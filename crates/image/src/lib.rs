@@ -7,6 +7,7 @@
 //! | [`kernel`] | the guest kernel, taken from a Debian package |
 //! | [`initrd`] | the initial file system with the agent and the kernel's modules |
 //! | [`layout`] | writing OCI archives |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 //!
 //! Nothing is mounted and nothing is installed on the host. All calls block, some for minutes: from
 //! asynchronous code run them with `spawn_blocking`. Images are hostile until proven otherwise: every
@@ -14,6 +15,7 @@
 //! (`unpack`), and a failed import leaves nothing.
 
 mod blobs;
+pub mod codes;
 mod cpio;
 mod digest;
 pub mod disk;
@@ -40,5 +42,5 @@ pub use kernel::GuestKernel;
 pub use progress::{OnProgress, Phase, Progress};
 pub use record::{ImageConfig, ImageRecord};
 pub use reference::{DEFAULT_TAG, ImageName};
-pub use store::{ContentStore, ImportOptions};
+pub use store::{Commit, ContentStore, ImportOptions};
 pub use unpack::Limits;

@@ -43,6 +43,10 @@ impl Rootfs {
         Ok(Self { directory, staging })
     }
 
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     pub(crate) fn directories(&self) -> [&Path; 2] {
         [&self.directory, &self.staging]
     }

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use dormouse_model::{Attempt, FailReason, MonoTime, State, WakeCause};
+use dormouse_model::{Attempt, FailReason, Fault, MonoTime, State, WakeCause};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -23,12 +23,14 @@ use crate::memory::Home;
 use crate::record::Remembered;
 use crate::rooms::Rooms;
 use crate::steps::{Change, Parts, StepContext, StepReport};
-use crate::view::{ExitInfo, InstanceEvent, InstanceView};
+use crate::view::{ExitInfo, InstanceEvent, InstanceView, SnapshotView};
 
 mod figures;
+mod rest;
 mod underway;
 mod waiters;
 
+pub(crate) use rest::Rested;
 pub(crate) use underway::Cut;
 
 /// What may wait in an instance's inbox; a sender waits when it is full.
@@ -69,10 +71,19 @@ pub(crate) struct Asked {
 /// What the rest of the house hears from an instance's task.
 #[derive(Debug)]
 pub(crate) struct Outlets {
-    /// The published view.
-    pub(crate) view: watch::Sender<InstanceView>,
+    /// The published view. Whoever looks has it only for a moment: when this goes, the task has ended.
+    pub(crate) view: Arc<watch::Sender<InstanceView>>,
     /// Told of every change; the registry and the event bus listen.
     pub(crate) notices: mpsc::Sender<InstanceEvent>,
+}
+
+/// Why a task stopped turning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Paused {
+    /// The instance is gone, or the daemon detaches.
+    Ended,
+    /// It could rest, if its seat says so.
+    Restful,
 }
 
 /// One instance's task.
@@ -129,16 +140,31 @@ impl Actor {
         }
     }
 
-    /// Runs until the instance is gone or the daemon detaches. Told first of all is `birth`, of an instance
-    /// that was just made.
-    pub(crate) async fn run(mut self, birth: Option<InstanceEvent>, first: Vec<Effect>) {
+    /// Begins. Told first of all is `birth`, of an instance that was just made.
+    pub(crate) async fn begin(&mut self, birth: Option<InstanceEvent>, first: Vec<Effect>) {
         if let Some(birth) = birth {
             self.notice(birth).await;
         }
         self.watch_process();
         self.connect_agent(Origin::Running);
         self.perform(first).await;
+    }
+
+    /// Takes a command that did not come by the inbox.
+    pub(crate) async fn tell(&mut self, command: Command) {
+        let mut effects = Vec::new();
+        self.command(command, &mut effects);
+        self.perform(effects).await;
+    }
+
+    /// Runs until the instance is gone, or the daemon detaches, or it could rest.
+    pub(crate) async fn run(&mut self) -> Paused {
         while !(self.gone || self.detaching && self.underway.is_empty()) {
+            let restful = self.restful();
+            if restful && self.outlets.view.receiver_count() == 0 && self.inbox.sender_strong_count() == 1 {
+                return Paused::Restful;
+            }
+            let published = Arc::clone(&self.outlets.view);
             let deadline = self.machine.next_deadline();
             let mut effects = Vec::new();
             tokio::select! {
@@ -162,10 +188,14 @@ impl Actor {
                 () = self.rooms.clock.sleep_until(deadline), if deadline.is_some() => {
                     self.machine.handle(self.rooms.clock.now(), Input::Deadline, &mut effects);
                 }
+                // The last who watched it has gone, and it may rest.
+                () = published.closed(), if restful && published.receiver_count() > 0 => {}
             }
+            drop(published);
             self.perform(effects).await;
         }
         self.agents.shutdown().await;
+        Paused::Ended
     }
 
     /// What was begun in the foreground runs to its end, so that no guest stays paused without a daemon;
@@ -245,10 +275,19 @@ impl Actor {
         if let Step::Write(record) = &step {
             self.remembered.life = record.clone();
             self.remembered.view.generation = record.generation;
+            let snapshot = SnapshotView::of(&record.phase);
+            if snapshot != self.remembered.view.snapshot
+                && let Some(SnapshotView::Lost(lost)) = &snapshot
+            {
+                let labels = [("part", lost.part.as_str()), ("fault", lost.fault.as_str())];
+                metrics::counter!(crate::metrics::IMAGES_LOST, &labels).increment(1);
+                tracing::error!(instance_id = %self.remembered.view.id, code = lost.code(), %lost, "image lost");
+            }
+            self.remembered.view.snapshot = snapshot;
             if let Phase::Standby { image } = &record.phase {
                 self.remembered.view.memory.home = match image.kept {
                     Kept::Resident { .. } => Home::Tmpfs,
-                    Kept::Spilled => Home::Disk,
+                    Kept::Spilled { .. } => Home::Disk,
                 };
             }
         }
@@ -330,7 +369,6 @@ impl Actor {
             | Change::Link(_)
             | Change::Tap(_)
             | Change::Drained(_)
-            | Change::Saved { .. }
             | Change::LetGo
             | Change::Ram(_) => {}
         }
@@ -343,24 +381,30 @@ impl Actor {
             Change::Link(link) => self.parts.link = link,
             Change::Tap(tap) => self.parts.tap = tap.map(Arc::new),
             Change::Drained(counters) => self.parts.drained = Some(counters),
-            Change::Started { vm, ram } => {
+            Change::Started { vm, ram, monitor } => {
                 // The process has the tap now, and the link.
                 self.parts.tap = None;
                 self.parts.vm = Some(vm);
                 self.remembered.view.memory = ram;
+                self.remembered.view.monitor = monitor;
                 self.remembered.view.started_at = Some(self.rooms.clock.wall());
                 self.remembered.view.exit = None;
                 self.watch_process();
                 self.connect_agent(Origin::Running);
             }
-            Change::Restored { vm, ram, agent } => {
+            Change::Restored {
+                vm,
+                ram,
+                agent,
+                monitor,
+            } => {
                 self.parts.tap = None;
                 self.parts.vm = Some(vm);
                 self.remembered.view.memory = ram;
+                self.remembered.view.monitor = monitor;
                 self.watch_process();
                 self.connect_agent(Origin::Woken(agent));
             }
-            Change::Saved { state_sha256 } => self.remembered.state_sha256 = state_sha256,
             Change::LetGo => {
                 self.parts.vm = None;
                 self.parts.tap = None;
@@ -374,22 +418,16 @@ impl Actor {
     }
 
     /// What is left to do for a sleeper without a process, and nothing waits for: states of earlier sleeps
-    /// go, and the dirty pages of memory on disk are written out, so that the kernel can take them back
-    /// whenever it wants.
+    /// go.
     fn tidy_sleeper(&mut self) {
         let Phase::Standby { image } = self.remembered.life.phase else {
             return;
         };
-        let (ram, id) = (self.remembered.view.memory, self.remembered.view.id);
+        let id = self.remembered.view.id;
         let layout = self.rooms.layout.clone();
         self.chores.spawn_blocking(move || {
             if let Err(failure) = crate::steps::drop_earlier_states(&layout.instance(id), image.generation) {
                 tracing::warn!(instance_id = %id, why = failure.why(), "earlier states are left");
-            }
-            if ram.home == Home::Disk
-                && let Err(error) = layout.images().flush(id)
-            {
-                tracing::warn!(instance_id = %id, %error, "memory not flushed");
             }
         });
     }
@@ -409,7 +447,14 @@ impl Actor {
     fn connect_agent(&mut self, origin: Origin) {
         let Some(vm) = self.parts.vm.clone() else { return };
         let process = crate::steps::identity_of(vm.process());
-        let link = AgentLink::new(process, origin, &self.rooms, &self.remembered);
+        let link = match AgentLink::new(process, origin, &self.rooms, &self.remembered) {
+            Ok(link) => link,
+            Err(error) => {
+                // Without a seed the guest must not begin; it is ended when its deadline for that passes.
+                tracing::error!(instance_id = %self.remembered.view.id, %error, "no random bytes for the guest");
+                return;
+            }
+        };
         let (handle, task) = link.start(self.agent_sender.clone());
         self.parts.agent = Some(handle);
         self.agents.abort_all();
@@ -489,6 +534,8 @@ impl Actor {
             let ours = &self.remembered.view;
             published.pid != ours.pid
                 || published.memory != ours.memory
+                || published.snapshot != ours.snapshot
+                || published.monitor != ours.monitor
                 || published.last_wake != ours.last_wake
                 || published.last_standby != ours.last_standby
                 || published.last_commit != ours.last_commit

@@ -9,15 +9,19 @@
 //! | `Starting` | anything | the start begins again, after leftovers are cleared |
 //! | `Running` | its process, by pid, start time and boot | adopted: resumed and opened, because a sleep may have been under way |
 //! | `Running` | its process, which does not answer | failed: not answering; the burial ends it |
-//! | `Running` | no such process | failed: ended meanwhile, as its pidfd tells if one was kept, or the host rebooted |
-//! | `Standby` | its image | kept asleep; a process of it is a leftover and ends |
-//! | `Standby` | no image, or another | failed: the host rebooted, or records and host disagree |
+//! | `Running` | no such process | failed: ended meanwhile, as its pidfd tells if one was kept, or the host rebooted; by policy started again after a reboot |
+//! | `Standby` | its image: all parts, of the recorded lengths, of this boot or settled on disk | kept asleep; a process of it is a leftover and ends |
+//! | `Standby` | no image, or another | failed with the part that is wrong; by policy asleep without an image |
+//! | `Cold` | anything | asleep without an image |
 //! | `Stopping`, `Failed`, `Deleting` | anything | finished |
+//!
+//! Nothing is read here but names, lengths and inodes, so that ten thousand sleepers do not hold up a
+//! start. The contents are compared before the wake (`trust/check.rs`).
 
 use dormouse_model::plant::{Plant, planted};
-use dormouse_model::{FailReason, Generation};
+use dormouse_model::{Bytes, FailReason, ImagePart, Lost, OnLostMemory, PartFault};
 
-use crate::machine::{BootId, Kept, MemoryImage, Phase, ProcessIdentity, Readiness, Record};
+use crate::machine::{BootId, Kept, MemoryImage, Phase, ProcessIdentity, Readiness, Record, Settled};
 
 /// What is found on the host for one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,13 +33,14 @@ pub struct Facts {
     pub start_ticks_at_pid: Option<u64>,
     /// What was heard of the recorded process.
     pub heard: Heard,
-    /// The inode of the workload's RAM file on tmpfs.
-    pub resident_inode: Option<u64>,
-    /// Whether the workload's RAM file on disk is there.
-    pub spilled: Presence,
-    /// The generation that the device-state file says it is of; `None` when there is no such file
-    /// or it cannot be read.
-    pub device_state: Option<Generation>,
+    /// The workload's RAM file on tmpfs.
+    pub resident: Option<Seen>,
+    /// Its RAM file on disk.
+    pub spilled: Option<Seen>,
+    /// The device state of the recorded generation.
+    pub state: Option<Seen>,
+    /// The manifest of the recorded generation.
+    pub manifest: Option<Seen>,
 }
 
 /// What was heard of a recorded process, beside that it is there or not.
@@ -66,13 +71,13 @@ impl Heard {
     }
 }
 
-/// Whether a file is there.
+/// A file that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Presence {
-    /// It is.
-    Present,
-    /// It is not.
-    Absent,
+pub struct Seen {
+    /// Which.
+    pub inode: u64,
+    /// How long it is.
+    pub length: Bytes,
 }
 
 /// What a half-done act becomes.
@@ -105,6 +110,11 @@ pub enum Decision {
         /// Proven to be there.
         image: MemoryImage,
     },
+    /// Asleep, and the image is lost: the next wake boots it.
+    KeepCold {
+        /// Why.
+        lost: Lost,
+    },
     /// Something to go on with.
     Finish(Unfinished),
     /// Lost.
@@ -113,24 +123,32 @@ pub enum Decision {
 
 /// Decides what the workload of `record` is.
 #[must_use]
-pub fn decide(record: &Record, facts: &Facts) -> Decision {
+pub fn decide(record: &Record, facts: &Facts, on_lost: OnLostMemory) -> Decision {
     match &record.phase {
         Phase::Stopped => Decision::Rest,
         Phase::Starting => Decision::Finish(Unfinished::Start),
-        Phase::Running { process, readiness } => running(*process, *readiness, facts),
-        Phase::Standby { image } => standby(*image, facts),
+        Phase::Running { process, readiness } => running(*process, *readiness, facts, on_lost),
+        Phase::Standby { image } => match (untouched(image, facts), on_lost) {
+            (Ok(()), _) => Decision::KeepAsleep { image: *image },
+            (Err(lost), OnLostMemory::StayStopped) => Decision::Fail(FailReason::ImageLost(lost)),
+            (Err(lost), OnLostMemory::ColdBoot) => Decision::KeepCold { lost },
+        },
+        Phase::Cold { lost } => Decision::KeepCold { lost: lost.clone() },
         Phase::Stopping => Decision::Finish(Unfinished::Stop),
         Phase::Failed { reason } => Decision::Finish(Unfinished::Burial(reason.clone())),
         Phase::Deleting => Decision::Finish(Unfinished::Delete),
     }
 }
 
-fn running(process: ProcessIdentity, readiness: Readiness, facts: &Facts) -> Decision {
+fn running(process: ProcessIdentity, readiness: Readiness, facts: &Facts, on_lost: OnLostMemory) -> Decision {
     if planted(Plant::AdoptByPidAlone) && facts.start_ticks_at_pid.is_some() {
         return Decision::Adopt { process, readiness };
     }
     if process.boot != facts.boot {
-        return Decision::Fail(FailReason::HostRebooted);
+        return match on_lost {
+            OnLostMemory::StayStopped => Decision::Fail(FailReason::HostRebooted),
+            OnLostMemory::ColdBoot => Decision::Finish(Unfinished::Start),
+        };
     }
     if facts.start_ticks_at_pid == Some(process.start_ticks) {
         return match facts.heard {
@@ -145,41 +163,52 @@ fn running(process: ProcessIdentity, readiness: Readiness, facts: &Facts) -> Dec
     })
 }
 
-fn standby(image: MemoryImage, facts: &Facts) -> Decision {
-    match image.kept {
-        Kept::Resident { .. } if image.boot != facts.boot => {
-            return Decision::Fail(FailReason::HostRebooted);
+/// Whether every part of `image` is there as it was left. In the boot that the image names the inode tells
+/// its memory from any other file; after another boot only memory that was settled can be compared, by its
+/// digest, and that is done before it is loaded.
+fn untouched(image: &MemoryImage, facts: &Facts) -> Result<(), Lost> {
+    let same_boot = image.boot == facts.boot;
+    let (memory, inode) = match image.kept {
+        Kept::Resident { .. } if !same_boot => {
+            return Err(Lost::plain(ImagePart::Memory, PartFault::Unsettled));
         }
-        Kept::Resident { inode } if facts.resident_inode != Some(inode) => {
-            let what = match facts.resident_inode {
-                Some(found) => format!("the memory file has inode {found}, recorded is {inode}"),
-                None => "the memory file is gone".to_owned(),
-            };
-            return Decision::Fail(FailReason::Inconsistent { what });
-        }
-        Kept::Spilled if facts.spilled == Presence::Absent => {
-            let what = "the spilled memory file is gone".to_owned();
-            return Decision::Fail(FailReason::Inconsistent { what });
-        }
-        Kept::Resident { .. } | Kept::Spilled => {}
+        Kept::Resident { inode } => (facts.resident, inode),
+        Kept::Spilled { inode } => (facts.spilled, inode),
+    };
+    let memory = present(ImagePart::Memory, memory, image.expected.memory)?;
+    if same_boot && memory.inode != inode {
+        return Err(Lost::differs(
+            ImagePart::Memory,
+            PartFault::Inode,
+            memory.inode,
+            inode,
+        ));
     }
-    match facts.device_state {
-        Some(generation) if generation == image.generation => Decision::KeepAsleep { image },
-        Some(generation) => Decision::Fail(FailReason::Inconsistent {
-            what: format!(
-                "the device state is of generation {generation}, recorded is {}",
-                image.generation
-            ),
-        }),
-        None => Decision::Fail(FailReason::Inconsistent {
-            what: "the device state is gone".to_owned(),
-        }),
+    if !same_boot && image.settled == Settled::Open && !planted(Plant::UnsettledTrusted) {
+        return Err(Lost::plain(ImagePart::Memory, PartFault::Unsettled));
+    }
+    present(ImagePart::State, facts.state, image.expected.state)?;
+    if facts.manifest.is_none() {
+        return Err(Lost::plain(ImagePart::Manifest, PartFault::Missing));
+    }
+    Ok(())
+}
+
+/// The file of a part, if it is there in its length.
+fn present(part: ImagePart, seen: Option<Seen>, wanted: Bytes) -> Result<Seen, Lost> {
+    let seen = seen.ok_or_else(|| Lost::plain(part, PartFault::Missing))?;
+    if seen.length == wanted {
+        Ok(seen)
+    } else {
+        Err(Lost::differs(part, PartFault::Size, seen.length.0, wanted.0))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Expected;
+    use dormouse_model::{Digest, Generation};
 
     const HERE: BootId = BootId(1);
     const BEFORE: BootId = BootId(0);
@@ -192,23 +221,42 @@ mod tests {
         boot: HERE,
         start_ticks_at_pid: Some(7),
         heard: Heard::Answers,
-        resident_inode: Some(11),
-        spilled: Presence::Present,
-        device_state: Some(Generation(3)),
+        resident: Some(Seen {
+            inode: 11,
+            length: Bytes(4096),
+        }),
+        spilled: Some(Seen {
+            inode: 12,
+            length: Bytes(4096),
+        }),
+        state: Some(Seen {
+            inode: 13,
+            length: Bytes(100),
+        }),
+        manifest: Some(Seen {
+            inode: 14,
+            length: Bytes(200),
+        }),
     };
 
     fn check(phase: Phase, facts: Facts, want: &str) {
+        check_by(OnLostMemory::StayStopped, phase, facts, want);
+    }
+
+    fn check_by(on_lost: OnLostMemory, phase: Phase, facts: Facts, want: &str) {
         let decision = decide(
             &Record {
                 phase: phase.clone(),
                 generation: Generation(3),
             },
             &facts,
+            on_lost,
         );
         let got = match &decision {
             Decision::Rest => "rest".to_owned(),
             Decision::Adopt { .. } => "adopt".to_owned(),
             Decision::KeepAsleep { .. } => "keep".to_owned(),
+            Decision::KeepCold { lost } => format!("cold: {lost}"),
             Decision::Finish(what) => format!("finish {what:?}").to_lowercase(),
             Decision::Fail(reason) => format!("fail: {reason}"),
         };
@@ -243,6 +291,8 @@ mod tests {
             FACTS,
             "fail: the host rebooted and the memory image did not survive",
         );
+        check_by(OnLostMemory::ColdBoot, phase(BEFORE), FACTS, "finish start");
+        check_by(OnLostMemory::ColdBoot, phase(HERE), FACTS, "adopt");
     }
 
     #[test]
@@ -280,60 +330,99 @@ mod tests {
 
     #[test]
     fn a_sleeper_is_kept_when_all_of_its_image_is_there() {
-        let phase = |boot, kept| Phase::Standby {
+        let phase = |boot, kept, settled| Phase::Standby {
             image: MemoryImage {
                 generation: Generation(3),
                 boot,
                 kept,
+                expected: Expected {
+                    state: Bytes(100),
+                    memory: Bytes(4096),
+                    ..Expected::default()
+                },
+                settled,
             },
         };
-        let resident = Kept::Resident { inode: 11 };
-        check(phase(HERE, resident), FACTS, "keep");
+        let (resident, spilled) = (Kept::Resident { inode: 11 }, Kept::Spilled { inode: 12 });
+        let (open, at) = (Settled::Open, Settled::At(Digest::default()));
+        let changed = |change: fn(&mut Facts)| {
+            let mut facts = FACTS;
+            change(&mut facts);
+            facts
+        };
+        for (phase, facts, want) in [
+            (phase(HERE, resident, open), FACTS, "keep"),
+            (phase(HERE, spilled, open), FACTS, "keep"),
+            (phase(BEFORE, spilled, at), FACTS, "keep"),
+            (
+                phase(BEFORE, spilled, open),
+                FACTS,
+                "the memory file was not settled on disk when the host rebooted",
+            ),
+            (
+                phase(BEFORE, resident, open),
+                FACTS,
+                "the memory file was not settled on disk when the host rebooted",
+            ),
+            (
+                phase(HERE, Kept::Resident { inode: 10 }, open),
+                FACTS,
+                "the memory file is another file: 11 and not 10",
+            ),
+            (
+                phase(HERE, Kept::Spilled { inode: 10 }, at),
+                FACTS,
+                "the memory file is another file: 12 and not 10",
+            ),
+            // The inode of another boot says nothing.
+            (phase(BEFORE, Kept::Spilled { inode: 10 }, at), FACTS, "keep"),
+            (
+                phase(HERE, resident, open),
+                changed(|facts| facts.resident = None),
+                "the memory file is gone",
+            ),
+            (
+                phase(HERE, spilled, open),
+                changed(|facts| facts.spilled = None),
+                "the memory file is gone",
+            ),
+            (
+                phase(HERE, spilled, open),
+                changed(|facts| facts.state = None),
+                "the device state is gone",
+            ),
+            (
+                phase(HERE, spilled, open),
+                changed(|facts| facts.manifest = None),
+                "the manifest is gone",
+            ),
+            (
+                phase(HERE, spilled, open),
+                changed(|facts| {
+                    facts.state = Some(Seen {
+                        inode: 13,
+                        length: Bytes(99),
+                    });
+                }),
+                "the device state has another length: 99 and not 100",
+            ),
+        ] {
+            if want == "keep" {
+                check(phase, facts, want);
+                continue;
+            }
+            check(
+                phase.clone(),
+                facts,
+                &format!("fail: the memory image is lost: {want}"),
+            );
+            check_by(OnLostMemory::ColdBoot, phase, facts, &format!("cold: {want}"));
+        }
+        let lost = Lost::plain(ImagePart::Disk, PartFault::Digest);
         check(
-            phase(BEFORE, resident),
+            Phase::Cold { lost },
             FACTS,
-            "fail: the host rebooted and the memory image did not survive",
-        );
-        check(phase(BEFORE, Kept::Spilled), FACTS, "keep");
-        check(
-            phase(HERE, resident),
-            Facts {
-                resident_inode: Some(12),
-                ..FACTS
-            },
-            "fail: records and host disagree: the memory file has inode 12, recorded is 11",
-        );
-        check(
-            phase(HERE, resident),
-            Facts {
-                resident_inode: None,
-                ..FACTS
-            },
-            "fail: records and host disagree: the memory file is gone",
-        );
-        check(
-            phase(HERE, Kept::Spilled),
-            Facts {
-                spilled: Presence::Absent,
-                ..FACTS
-            },
-            "fail: records and host disagree: the spilled memory file is gone",
-        );
-        check(
-            phase(HERE, resident),
-            Facts {
-                device_state: Some(Generation(4)),
-                ..FACTS
-            },
-            "fail: records and host disagree: the device state is of generation 4, recorded is 3",
-        );
-        check(
-            phase(HERE, resident),
-            Facts {
-                device_state: None,
-                ..FACTS
-            },
-            "fail: records and host disagree: the device state is gone",
+            "cold: the disk is not what was saved",
         );
     }
 

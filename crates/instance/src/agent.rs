@@ -125,15 +125,15 @@ impl AgentLink {
         origin: Origin,
         rooms: &Rooms,
         remembered: &Remembered,
-    ) -> Self {
-        Self {
+    ) -> std::io::Result<Self> {
+        Ok(Self {
             process,
             socket: rooms.layout.agent_socket(remembered.view.id),
-            boot: boot_message(rooms, remembered),
+            boot: boot_message(rooms, remembered)?,
             clock: Arc::clone(&rooms.clock),
-            session: u64::from_be_bytes(rooms.random()),
+            session: u64::from_be_bytes(rooms.random()?),
             origin,
-        }
+        })
     }
 
     /// The handle, and the task to run.
@@ -157,10 +157,10 @@ impl AgentLink {
 }
 
 /// What the guest needs to start its command.
-fn boot_message(rooms: &Rooms, remembered: &Remembered) -> Boot {
+fn boot_message(rooms: &Rooms, remembered: &Remembered) -> std::io::Result<Boot> {
     let view = &remembered.view;
     let image = rooms.images.command_of(&view.image_digest, &view.spec);
-    Boot {
+    Ok(Boot {
         hostname: view.spec.name.to_string(),
         network: Some(Network {
             ipv4: view.addresses.ipv4,
@@ -179,9 +179,9 @@ fn boot_message(rooms: &Rooms, remembered: &Remembered) -> Boot {
         stop_signal: image.stop_signal,
         root: Disk::Serial(ROOT_SERIAL.to_owned()),
         overlay: Some(Disk::Serial(DISK_SERIAL.to_owned())),
-        seed: rooms.random(),
+        seed: rooms.random()?,
         unix_nanos: rooms.clock.wall().unix_nanos(),
-    }
+    })
 }
 
 /// A running conversation.

@@ -1,37 +1,36 @@
 //! The instance manager: finds instances by name and id, makes them, hands requests to their tasks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, State, WallTime, WorkloadId};
 use dormouse_network::AddressPool;
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use dormouse_store::Batch;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::actor::{Actor, Asked, Command, INBOX, Outlets};
+use crate::actor::{Actor, Command, INBOX, Outlets, Paused, Rested};
 use crate::error::InstanceError;
-use crate::machine::{Machine, Record, Removal};
+use crate::machine::{Effect, Machine, Record, Removal};
 use crate::memory::GuestRam;
 use crate::record::{InstanceRecord, Remembered};
-use crate::recovery;
 use crate::rooms::{Layout, Rooms};
 use crate::steps::Parts;
 use crate::view::{InstanceEvent, InstanceView};
 
 mod damaged;
+mod recover;
 mod requests;
+mod seat;
 
-use damaged::Remains;
+use seat::{Seat, Task};
 
 /// Events that a slow listener may lag behind; beyond that it is told of a gap.
 const EVENTS: usize = 4096;
 
 /// Notices of tasks that may wait for the registry.
 const NOTICES: usize = 1024;
-
-/// Instances that are looked for at a time when a daemon starts: one that does not answer holds up no other.
-const LOOKS: usize = 32;
 
 /// A checked request for an instance.
 #[derive(Debug, Clone)]
@@ -42,6 +41,10 @@ pub struct CreateRequest {
     pub start: bool,
     /// Remove it once it has stopped.
     pub auto_remove: bool,
+    /// Its id, of [`Instances::new_id`], where the caller has to name it before it is there.
+    pub id: Option<WorkloadId>,
+    /// What becomes durable with its record, in one commit: what the caller keeps about the request.
+    pub along: Batch,
 }
 
 /// All instances of this host. Cheap to clone.
@@ -69,17 +72,34 @@ struct Registry {
     entries: BTreeMap<WorkloadId, Entry>,
     names: HashMap<Name, WorkloadId>,
     pool: AddressPool,
-    uids: HashMap<u32, WorkloadId>,
-    addresses: HashMap<WorkloadId, Addresses>,
+    uids: BTreeSet<u32>,
+    holdings: HashMap<WorkloadId, Holdings>,
     /// Why, of instances whose records are not to be read.
     damaged: BTreeMap<WorkloadId, String>,
+    /// Images of instances that are being made: from before the image is looked at for the last time until
+    /// the instance is in `entries`. Who removes an image asks here too.
+    leases: HashMap<WorkloadId, String>,
 }
 
-#[derive(Debug, Clone)]
-struct Entry {
-    name: Name,
-    inbox: mpsc::Sender<Command>,
-    view: watch::Receiver<InstanceView>,
+/// What an instance has that nobody else may be given. All of it is known, but of an instance whose record is
+/// damaged.
+#[derive(Debug, Clone, Copy)]
+struct Holdings {
+    addresses: Option<Addresses>,
+    uid: Option<u32>,
+}
+
+type Entry = Seat<Command, InstanceView, Rested>;
+
+impl Entry {
+    /// What `look` sees of the instance now; `None` when its task has ended.
+    fn see<T>(&self, look: impl FnOnce(&InstanceView) -> T) -> Option<T> {
+        match self {
+            Seat::Taken(task) => task.view.upgrade().map(|view| look(&view.borrow())),
+            Seat::Resting(rested) => Some(look(rested.view())),
+            Seat::Moving => None,
+        }
+    }
 }
 
 /// The part of the manager that runs: distributes notices. For the daemon to spawn.
@@ -163,13 +183,68 @@ impl Shared {
         tasks.spawn(task);
     }
 
+    /// The ends of a task that publishes `view`.
+    fn outlets(
+        &self,
+        view: &InstanceView,
+    ) -> (Outlets, mpsc::Receiver<Command>, Task<Command, InstanceView>) {
+        let (inbox, commands) = mpsc::channel(INBOX);
+        let view = Arc::new(watch::Sender::new(view.clone()));
+        let task = Task {
+            inbox,
+            view: Arc::downgrade(&view),
+        };
+        let outlets = Outlets {
+            view,
+            notices: self.notices.clone(),
+        };
+        (outlets, commands, task)
+    }
+
+    /// Gives an instance that was at rest a task again. Under the registry's lock.
+    fn raise(self: &Arc<Self>, rested: Box<Rested>) -> Task<Command, InstanceView> {
+        let (outlets, inbox, task) = self.outlets(rested.view());
+        let actor = Actor::of_rested(Arc::clone(&self.rooms), *rested, outlets, inbox);
+        self.occupy(actor, None, Vec::new());
+        task
+    }
+
+    /// Runs an instance's task.
+    fn occupy(self: &Arc<Self>, mut actor: Actor, birth: Option<InstanceEvent>, effects: Vec<Effect>) {
+        let shared = Arc::downgrade(self);
+        self.spawn(async move {
+            actor.begin(birth, effects).await;
+            Self::see_through(&shared, actor).await;
+        });
+    }
+
+    /// Runs a task that has begun until it ends or its seat takes the instance back. The way to the seat is
+    /// weak: the task is owned by what it would keep alive.
+    async fn see_through(shared: &Weak<Self>, mut actor: Actor) {
+        while actor.run().await == Paused::Restful {
+            let Some(shared) = shared.upgrade() else { return };
+            let mut registry = shared.registry();
+            let (inbox, view) = actor.ends();
+            let seat = registry.entries.get_mut(&actor.id());
+            if seat.is_none_or(|seat| seat.rest(inbox, view, || actor.rested())) {
+                return;
+            }
+        }
+    }
+
     fn forget(&self, id: WorkloadId) {
         let mut registry = self.registry();
         registry.entries.remove(&id);
+        registry.leases.remove(&id);
         registry.damaged.remove(&id);
         registry.names.retain(|_, owner| *owner != id);
-        registry.uids.retain(|_, owner| *owner != id);
-        if let Some(addresses) = registry.addresses.remove(&id)
+        let Some(Holdings { addresses, uid }) = registry.holdings.remove(&id) else {
+            return;
+        };
+        if let Some(uid) = uid {
+            registry.uids.remove(&uid);
+        }
+        if let Some(addresses) = addresses
             && let Err(error) = registry.pool.release(addresses)
         {
             tracing::warn!(instance_id = %id, %error, "addresses given back");
@@ -178,151 +253,30 @@ impl Shared {
 }
 
 impl Instances {
-    /// The manager over `rooms`, with every recorded instance recovered: what runs is adopted, what
-    /// sleeps stays asleep, what was half done is finished or undone by its task.
-    ///
-    /// # Errors
-    /// When the records cannot be read at all.
-    pub async fn recover(rooms: Arc<Rooms>) -> Result<(Self, InstancesTask), InstanceError> {
-        let listing = rooms
-            .store
-            .list::<InstanceRecord>()
-            .await
-            .map_err(|source| InstanceError::Store {
-                what: "all instances".to_owned(),
-                source,
-            })?;
-        let (notices, receiver) = mpsc::channel(NOTICES);
-        let shared = Arc::new(Shared {
-            registry: Mutex::new(Registry {
-                entries: BTreeMap::new(),
-                names: HashMap::new(),
-                pool: rooms.pool.clone(),
-                uids: HashMap::new(),
-                addresses: HashMap::new(),
-                damaged: BTreeMap::new(),
-            }),
-            rooms,
-            events: broadcast::Sender::new(EVENTS),
-            notices,
-            tasks: Mutex::new(JoinSet::new()),
-            detaching: AtomicBool::new(false),
-            leaving: watch::Sender::new(false),
-        });
-        let instances = Self {
-            shared: Arc::clone(&shared),
-        };
-        let mut remains = Vec::new();
-        for damage in listing.damaged {
-            tracing::error!(%damage, "an instance's record is set aside");
-            if let Some(id) = damage.key.workload() {
-                let bytes = shared.rooms.store.aside_bytes::<InstanceRecord>(id).await;
-                remains.push(Remains {
-                    id,
-                    why: damage.reason.as_str().to_owned(),
-                    bytes: bytes.ok().flatten().unwrap_or_default(),
-                });
-            }
-        }
-        let turns = Arc::new(Semaphore::new(LOOKS));
-        let mut linking = Vec::new();
-        for (key, record) in listing.records {
-            match Remembered::from_record(record.clone()) {
-                Ok(remembered) => linking.push(instances.bring_back(remembered, &turns)),
-                Err(error) => {
-                    tracing::error!(%key, %error, "an instance's record contradicts itself");
-                    if let Some(id) = key.workload() {
-                        remains.push(Remains {
-                            id,
-                            why: error.to_string(),
-                            bytes: dormouse_store::record::encode(&key, &record),
-                        });
-                    }
-                }
-            }
-        }
-        for linked in linking {
-            // Closed when it is so; nothing is ever sent.
-            let _closed = linked.await;
-        }
-        instances.keep_damaged(remains).await;
-        Ok((
-            instances,
-            InstancesTask {
-                shared,
-                notices: receiver,
-            },
-        ))
-    }
-
-    /// Enters a recorded instance, and looks for it on the host in its task. What is returned closes when its
-    /// link is known to the data plane; a VMM that does not answer keeps only its own callers waiting.
-    fn bring_back(&self, mut remembered: Remembered, turns: &Arc<Semaphore>) -> oneshot::Receiver<()> {
+    /// Enters the instance and starts its task; `birth` is told before anything else of it.
+    fn launch_task(
+        &self,
+        machine: Machine,
+        remembered: Remembered,
+        parts: Parts,
+        birth: Option<InstanceEvent>,
+        effects: Vec<Effect>,
+    ) {
+        let (outlets, inbox) = self.seat(&remembered);
         let rooms = Arc::clone(&self.shared.rooms);
-        let id = remembered.view.id;
-        {
-            let mut registry = self.shared.registry();
-            // Taken already or of another pool: the instance keeps what its guest has, and the pool
-            // gives it to nobody else.
-            if let Err(error) = registry.pool.claim(remembered.view.addresses) {
-                tracing::error!(instance_id = %id, %error, "recorded addresses");
-            }
-            registry.addresses.insert(id, remembered.view.addresses);
-            registry.uids.insert(remembered.uid, id);
-        }
-        remembered.view.revision = rooms.first_revision();
-        let (outlets, commands) = self.enter(&remembered);
-        let (linked, wait) = oneshot::channel::<()>();
-        let (turns, mut leaving) = (Arc::clone(turns), self.shared.leaving.subscribe());
-        self.shared.spawn(async move {
-            // The semaphore is never closed.
-            let turn = turns.acquire_owned().await.ok();
-            let look = recovery::look(&rooms, &remembered, (linked, turn));
-            let found = tokio::select! {
-                found = look => found,
-                // What its VMM would have said the next daemon asks.
-                _ = leaving.wait_for(|leaving| *leaving) => return,
-            };
-            let mut effects = Vec::new();
-            let machine = Machine::recover(
-                rooms.machine_settings(&remembered.view.memory),
-                remembered.life.clone(),
-                &found.facts,
-                rooms.clock.now(),
-                &mut effects,
-            );
-            let actor = Actor::new(rooms, machine, remembered, found.parts, outlets, commands);
-            actor.run(None, effects).await;
-        });
-        wait
+        let actor = Actor::new(rooms, machine, remembered, parts, outlets, inbox);
+        self.shared.occupy(actor, birth, effects);
     }
 
-    /// Enters an instance into the registry; gives what its task will need.
-    fn enter(&self, remembered: &Remembered) -> (Outlets, mpsc::Receiver<Command>) {
-        let (inbox, commands) = mpsc::channel(INBOX);
-        let (view_sender, view) = watch::channel(remembered.view.clone());
-        let entry = Entry {
-            name: remembered.view.spec.name.clone(),
-            inbox,
-            view,
-        };
-        let id = remembered.view.id;
+    /// Gives the instance a seat with a task, whose ends are returned: what is asked of it waits from now on.
+    fn seat(&self, remembered: &Remembered) -> (Outlets, mpsc::Receiver<Command>) {
+        let (name, id) = (remembered.view.spec.name.clone(), remembered.view.id);
+        let (outlets, inbox, task) = self.shared.outlets(&remembered.view);
         let mut registry = self.shared.registry();
-        registry.names.insert(entry.name.clone(), id);
-        registry.entries.insert(id, entry);
-        let outlets = Outlets {
-            view: view_sender,
-            notices: self.shared.notices.clone(),
-        };
-        (outlets, commands)
-    }
-
-    /// Enters a new instance and starts its task; `birth` is told before anything else of it.
-    fn launch_task(&self, machine: Machine, remembered: Remembered, birth: InstanceEvent) {
-        let (outlets, commands) = self.enter(&remembered);
-        let rooms = Arc::clone(&self.shared.rooms);
-        let actor = Actor::new(rooms, machine, remembered, Parts::default(), outlets, commands);
-        self.shared.spawn(actor.run(Some(birth), Vec::new()));
+        registry.names.insert(name, id);
+        registry.entries.insert(id, Seat::Taken(task));
+        registry.leases.remove(&id);
+        (outlets, inbox)
     }
 
     /// Makes an instance, wholly or not at all, and starts it when asked. Returns once the record is
@@ -345,17 +299,36 @@ impl Instances {
         outcome.await.map_err(|_| InstanceError::ShuttingDown)?
     }
 
-    async fn make(&self, request: CreateRequest) -> Result<InstanceView, InstanceError> {
+    /// An id that no instance has, for [`CreateRequest::id`].
+    ///
+    /// # Errors
+    /// When the kernel gives no random bytes.
+    pub fn new_id(&self) -> Result<WorkloadId, InstanceError> {
+        let rooms = &self.shared.rooms;
+        let random = rooms
+            .random()
+            .map_err(|source| InstanceError::Random { source })?;
+        Ok(WorkloadId::new(rooms.clock.wall(), random))
+    }
+
+    async fn make(&self, mut request: CreateRequest) -> Result<InstanceView, InstanceError> {
         let rooms = &self.shared.rooms;
         let (reference, start) = (request.spec.image.clone(), request.start);
-        let digest = rooms
-            .images
-            .digest_of(&reference)
-            .await
-            .map_err(|source| InstanceError::Image { reference, source })?;
-        let id = WorkloadId::new(rooms.clock.wall(), rooms.random());
+        let along = std::mem::take(&mut request.along);
+        let image = |source| InstanceError::Image { reference, source };
+        let digest = match rooms.images.digest_of(&request.spec.image).await {
+            Ok(digest) => digest,
+            Err(source) => return Err(image(source)),
+        };
+        let id = request.id.map_or_else(|| self.new_id(), Ok)?;
         let remembered = self.reserve(id, request, digest)?;
-        if let Err(source) = rooms.store.put(id, &remembered.to_record()).await {
+        // The lease of `reserve` keeps the image from now on; it may have gone in between.
+        if let Err(source) = rooms.images.digest_of(&remembered.view.image_digest).await {
+            self.shared.forget(id);
+            return Err(image(source));
+        }
+        let batch = along.put(id, &remembered.to_record());
+        if let Err(source) = rooms.store.apply(batch).await {
             let what = remembered.view.spec.name.to_string();
             // The write may have happened for all that. Name and addresses are given back only once it is
             // certain that no record has them.
@@ -367,9 +340,11 @@ impl Instances {
             }
             return Err(InstanceError::Store { what, source });
         }
-        let machine = Machine::new(rooms.machine_settings(&remembered.view.memory));
+        let machine = Machine::new(
+            rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
+        );
         let birth = InstanceEvent::Created(Box::new(remembered.view.clone()));
-        self.launch_task(machine, remembered, birth);
+        self.launch_task(machine, remembered, Parts::default(), Some(birth), Vec::new());
         if start {
             self.start(id).await
         } else {
@@ -391,15 +366,20 @@ impl Instances {
             return Err(InstanceError::NameTaken { name });
         }
         let uid = (rooms.first_uid..rooms.first_uid.saturating_add(rooms.uid_count))
-            .find(|uid| !registry.uids.contains_key(uid))
+            .find(|uid| !registry.uids.contains(uid))
             .ok_or(InstanceError::Exhausted { what: "user id" })?;
         let addresses = registry
             .pool
             .allocate()
             .map_err(|_| InstanceError::Exhausted { what: "address" })?;
-        registry.addresses.insert(id, addresses);
-        registry.uids.insert(uid, id);
+        let holdings = Holdings {
+            addresses: Some(addresses),
+            uid: Some(uid),
+        };
+        registry.holdings.insert(id, holdings);
+        registry.uids.insert(uid);
         registry.names.insert(name, id);
+        registry.leases.insert(id, image_digest.clone());
         drop(registry);
         let placement = match request.spec.placement {
             dormouse_model::spec::Placement::Auto => rooms.placement,
@@ -414,6 +394,8 @@ impl Instances {
             addresses,
             memory: GuestRam::fresh(placement, request.spec.memory),
             generation: Record::NEW.generation,
+            snapshot: None,
+            monitor: String::new(),
             created_at: now,
             started_at: None,
             state_changed_at: now,
@@ -433,19 +415,32 @@ impl Instances {
             view,
             uid,
             life: Record::NEW,
-            state_sha256: Vec::new(),
         })
     }
 
     /// All instances, in the order of their creation.
     #[must_use]
     pub fn list(&self) -> Vec<InstanceView> {
-        self.shared
-            .registry()
+        let registry = self.shared.registry();
+        registry
             .entries
             .values()
-            .map(|entry| entry.view.borrow().clone())
+            .filter_map(|entry| entry.see(InstanceView::clone))
             .collect()
+    }
+
+    /// How many instances are in `state`.
+    #[must_use]
+    pub fn count(&self, state: State) -> usize {
+        let registry = self.shared.registry();
+        let is_so = |entry: &&Entry| entry.see(|view| view.state == state) == Some(true);
+        registry.entries.values().filter(is_so).count()
+    }
+
+    /// The ids of all instances, in the order of their creation.
+    #[must_use]
+    pub fn ids(&self) -> Vec<WorkloadId> {
+        self.shared.registry().entries.keys().copied().collect()
     }
 
     /// The instance with this id.
@@ -453,16 +448,17 @@ impl Instances {
     /// # Errors
     /// When there is none.
     pub fn view(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
-        self.entry(id).map(|entry| entry.view.borrow().clone())
+        self.see(id, InstanceView::clone)
     }
 
-    fn entry(&self, id: WorkloadId) -> Result<Entry, InstanceError> {
+    /// What `look` sees of the instance with this id; it is looked at under a lock, so briefly.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn see<T>(&self, id: WorkloadId, look: impl FnOnce(&InstanceView) -> T) -> Result<T, InstanceError> {
         let registry = self.shared.registry();
-        registry
-            .entries
-            .get(&id)
-            .cloned()
-            .ok_or_else(|| InstanceError::NotFound { key: id.to_string() })
+        let seen = registry.entries.get(&id).and_then(|entry| entry.see(look));
+        seen.ok_or_else(|| self.shared.gone(id))
     }
 
     /// Finds an instance by id, then by name, then by a unique beginning of an id.
@@ -480,8 +476,11 @@ impl Instances {
                 .ok()
                 .and_then(|name| registry.entries.get(registry.names.get(&name)?))
         };
-        if let Some(entry) = by_id.or_else(by_name) {
-            return Ok(entry.view.borrow().clone());
+        if let Some(view) = by_id
+            .or_else(by_name)
+            .and_then(|entry| entry.see(InstanceView::clone))
+        {
+            return Ok(view);
         }
         let begins: Vec<_> = registry
             .entries
@@ -490,12 +489,14 @@ impl Instances {
             .collect();
         match begins.as_slice() {
             [] => Err(InstanceError::NotFound { key: key.to_owned() }),
-            [(_, entry)] => Ok(entry.view.borrow().clone()),
+            [(id, entry)] => entry
+                .see(InstanceView::clone)
+                .ok_or_else(|| self.shared.gone(**id)),
             several => Err(InstanceError::Ambiguous {
                 key: key.to_owned(),
                 candidates: several
                     .iter()
-                    .map(|(id, entry)| format!("{id} ({})", entry.name))
+                    .filter_map(|(id, entry)| entry.see(|view| format!("{id} ({})", view.spec.name)))
                     .collect(),
             }),
         }
@@ -507,34 +508,55 @@ impl Instances {
         self.shared.events.subscribe()
     }
 
-    /// A view that changes; closed when the instance is gone.
+    /// A view that changes; closed when the instance is gone. An instance at rest is given a task for as long
+    /// as it is watched.
     ///
     /// # Errors
     /// When there is no such instance.
     pub fn watch(&self, id: WorkloadId) -> Result<watch::Receiver<InstanceView>, InstanceError> {
-        self.entry(id).map(|entry| entry.view)
+        self.with_seat(id, |seat, raise| seat.watch(raise))
+            .flatten()
+            .ok_or_else(|| self.shared.gone(id))
     }
 
-    /// Ids of instances that use an image, by digest.
+    /// Moves a seat under the lock; `None` when there is none, or nothing may move any more.
+    fn with_seat<T>(
+        &self,
+        id: WorkloadId,
+        act: impl FnOnce(&mut Entry, &dyn Fn(Box<Rested>) -> Task<Command, InstanceView>) -> T,
+    ) -> Option<T> {
+        let mut registry = self.shared.registry();
+        // Under the lock: whoever detaches has set this before it looks who is there.
+        if self.shared.detaching.load(Ordering::Acquire) {
+            return None;
+        }
+        let seat = registry.entries.get_mut(&id)?;
+        Some(act(seat, &|rested| self.shared.raise(rested)))
+    }
+
+    /// Ids of instances that use an image, by digest; also of those that are being made.
     #[must_use]
     pub fn users_of(&self, digest: &str) -> Vec<WorkloadId> {
         let registry = self.shared.registry();
-        let uses = |entry: &&Entry| entry.view.borrow().image_digest == digest;
-        registry
-            .entries
-            .values()
-            .filter(uses)
-            .map(|entry| entry.view.borrow().id)
-            .collect()
+        let uses = |entry: &Entry| entry.see(|view| view.image_digest == digest) == Some(true);
+        let made = registry.entries.iter().filter(|(_, entry)| uses(entry));
+        let leased = registry.leases.iter().filter(|(_, leased)| *leased == digest);
+        made.map(|(id, _)| *id).chain(leased.map(|(id, _)| *id)).collect()
     }
 
     /// Lets go of every instance without touching it: outstanding steps finish, guests stay as they are.
     pub async fn detach(&self) {
         self.shared.detaching.store(true, Ordering::Release);
         self.shared.leaving.send_replace(true);
-        let entries: Vec<Entry> = self.shared.registry().entries.values().cloned().collect();
-        for entry in entries {
-            drop(entry.inbox.send(Command::Detach).await);
+        // Those at rest have nothing to let go of.
+        let inboxes: Vec<_> = (self.shared.registry().entries.values())
+            .filter_map(|entry| match entry {
+                Seat::Taken(task) => Some(task.inbox.clone()),
+                Seat::Resting(_) | Seat::Moving => None,
+            })
+            .collect();
+        for inbox in inboxes {
+            drop(inbox.send(Command::Detach).await);
         }
         let mut tasks =
             std::mem::take(&mut *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -554,9 +576,13 @@ impl Instances {
     }
 
     /// Random bits, for names.
-    #[must_use]
-    pub fn seed(&self) -> u64 {
-        u64::from_be_bytes(self.shared.rooms.random())
+    ///
+    /// # Errors
+    /// When the kernel gives no random bytes.
+    pub fn seed(&self) -> Result<u64, InstanceError> {
+        let random = self.shared.rooms.random();
+        let bytes = random.map_err(|source| InstanceError::Random { source })?;
+        Ok(u64::from_be_bytes(bytes))
     }
 
     /// Bytes of host memory that an instance holds: the share of its VMM while there is one, after that

@@ -6,20 +6,20 @@ use std::time::Duration;
 use dormouse_model::policy::{PolicySetting, RawPolicy};
 use dormouse_model::spec::Placement;
 use dormouse_model::{
-    Addresses, Bytes, FailReason, Fault, Generation, InstanceSpec, Kind, MacAddress, State, WallTime,
-    WorkloadId,
+    Addresses, Bytes, Digest, FailReason, Fault, Generation, ImagePart, InstanceSpec, Kind, Lost, MacAddress,
+    PartFault, State, WallTime, WorkloadId,
 };
 
-use crate::machine::{self, BootId, Kept, Phase, ProcessIdentity, Readiness};
+use crate::machine::{self, BootId, Expected, Kept, Phase, ProcessIdentity, Readiness, Settled};
 use crate::memory::{GuestRam, Home, Sharing};
-use crate::view::{ExitInfo, InstanceView};
+use crate::view::{ExitInfo, InstanceView, SnapshotView};
 
 mod messages;
 pub(crate) mod salvage;
 
 pub use messages::{
-    ExitRecord, FailureRecord, InstanceRecord, MemoryRecord, PolicyRecord, ProcessRecord, SnapshotRecord,
-    SpecRecord,
+    ExitRecord, FailureRecord, InstanceRecord, LostRecord, MemoryRecord, PolicyRecord, ProcessRecord,
+    SnapshotRecord, SpecRecord,
 };
 
 /// Version of the body; newer ones are refused.
@@ -85,6 +85,7 @@ impl SpecRecord {
             labels: spec.labels.clone(),
             policy,
             stop_timeout_millis: u64::try_from(spec.stop_timeout.as_millis()).unwrap_or(u64::MAX),
+            on_lost_memory: spec.on_lost_memory.as_str().to_owned(),
         }
     }
 
@@ -119,6 +120,7 @@ impl SpecRecord {
             labels: self.labels.clone(),
             standby,
             stop_timeout: Duration::from_millis(self.stop_timeout_millis),
+            on_lost_memory: self.on_lost_memory.parse().map_err(wrong("on_lost_memory"))?,
         };
         spec.check().map_err(wrong("spec"))?;
         Ok(spec)
@@ -165,8 +167,6 @@ pub struct Remembered {
     pub uid: u32,
     /// The machine's part.
     pub life: machine::Record,
-    /// SHA-256 of the state file of the newest image; empty before the first.
-    pub state_sha256: Vec<u8>,
 }
 
 fn boot_bytes(boot: BootId) -> Vec<u8> {
@@ -196,9 +196,23 @@ const fn phase_name(phase: &Phase) -> &'static str {
         Phase::Starting => "starting",
         Phase::Running { .. } => "running",
         Phase::Standby { .. } => "standby",
+        Phase::Cold { .. } => "cold",
         Phase::Stopping => "stopping",
         Phase::Failed { .. } => "failed",
         Phase::Deleting => "deleting",
+    }
+}
+
+impl ExitRecord {
+    /// The record of `exit`.
+    #[must_use]
+    pub fn of(exit: &ExitInfo) -> Self {
+        Self {
+            code: exit.code,
+            signal: exit.signal,
+            message: exit.message.clone(),
+            at: exit.at.unix_nanos(),
+        }
     }
 }
 
@@ -209,12 +223,22 @@ impl FailureRecord {
             FailReason::StartFailed { why } => ("start_failed", why.clone()),
             FailReason::WakeFailed { why } => ("wake_failed", why.clone()),
             FailReason::HostRebooted => ("host_rebooted", String::new()),
+            FailReason::ImageLost(lost) => ("image_lost", lost.to_string()),
             FailReason::NotAnswering { how } => ("not_answering", how.clone()),
             FailReason::Inconsistent { what } => ("inconsistent", what.clone()),
         };
         Self {
             kind: kind.to_owned(),
             text,
+            lost: match reason {
+                FailReason::ImageLost(lost) => Some(LostRecord::of(lost)),
+                FailReason::ProcessEnded { .. }
+                | FailReason::StartFailed { .. }
+                | FailReason::WakeFailed { .. }
+                | FailReason::HostRebooted
+                | FailReason::NotAnswering { .. }
+                | FailReason::Inconsistent { .. } => None,
+            },
         }
     }
 
@@ -225,10 +249,83 @@ impl FailureRecord {
             "start_failed" => Ok(FailReason::StartFailed { why: text }),
             "wake_failed" => Ok(FailReason::WakeFailed { why: text }),
             "host_rebooted" => Ok(FailReason::HostRebooted),
+            "image_lost" => {
+                let lost = self.lost.as_ref().ok_or(RecordError { field: "failure" })?;
+                lost.to_lost().map(FailReason::ImageLost)
+            }
             "not_answering" => Ok(FailReason::NotAnswering { how: text }),
             "inconsistent" => Ok(FailReason::Inconsistent { what: text }),
             _ => Err(RecordError { field: "failure" }),
         }
+    }
+}
+
+impl LostRecord {
+    fn of(lost: &Lost) -> Self {
+        Self {
+            part: lost.part.as_str().to_owned(),
+            fault: lost.fault.as_str().to_owned(),
+            found: lost.found.clone(),
+            wanted: lost.wanted.clone(),
+        }
+    }
+
+    fn to_lost(&self) -> Result<Lost, RecordError> {
+        Ok(Lost {
+            part: ImagePart::from_name(&self.part).ok_or(RecordError { field: "lost part" })?,
+            fault: PartFault::from_name(&self.fault).ok_or(RecordError { field: "lost fault" })?,
+            found: self.found.clone(),
+            wanted: self.wanted.clone(),
+        })
+    }
+}
+
+impl SnapshotRecord {
+    fn of(image: &machine::MemoryImage) -> Self {
+        let (resident_inode, spilled_inode) = match image.kept {
+            Kept::Resident { inode } => (inode, 0),
+            Kept::Spilled { inode } => (0, inode),
+        };
+        Self {
+            generation: image.generation.0,
+            boot_id: boot_bytes(image.boot),
+            resident_inode,
+            spilled_inode,
+            manifest_sha256: image.expected.manifest.0.to_vec(),
+            state_length: image.expected.state.0,
+            memory_length: image.expected.memory.0,
+            memory_digest: match image.settled {
+                Settled::Open => Vec::new(),
+                Settled::At(digest) => digest.0.to_vec(),
+            },
+        }
+    }
+
+    fn to_image(&self) -> Result<machine::MemoryImage, RecordError> {
+        let digest = |bytes: &[u8], field| Digest::from_bytes(bytes).ok_or(RecordError { field });
+        Ok(machine::MemoryImage {
+            generation: Generation(self.generation),
+            boot: boot_from(&self.boot_id)?,
+            kept: match self.resident_inode {
+                0 => Kept::Spilled {
+                    inode: self.spilled_inode,
+                },
+                inode => Kept::Resident { inode },
+            },
+            expected: Expected {
+                // Records of before there were manifests have none: such an image is lost.
+                manifest: match self.manifest_sha256.as_slice() {
+                    [] => Digest::default(),
+                    bytes => digest(bytes, "manifest")?,
+                },
+                state: Bytes(self.state_length),
+                memory: Bytes(self.memory_length),
+            },
+            settled: match self.memory_digest.as_slice() {
+                [] => Settled::Open,
+                bytes => Settled::At(digest(bytes, "memory digest")?),
+            },
+        })
     }
 }
 
@@ -259,18 +356,13 @@ fn phase_from(record: &InstanceRecord) -> Result<Phase, RecordError> {
                 .snapshot
                 .as_ref()
                 .ok_or(RecordError { field: "snapshot" })?;
-            let kept = match snapshot.resident_inode {
-                0 => Kept::Spilled,
-                inode => Kept::Resident { inode },
-            };
-            let generation = Generation(snapshot.generation);
-            let boot = boot_from(&snapshot.boot_id)?;
-            Ok(Phase::Standby {
-                image: machine::MemoryImage {
-                    generation,
-                    boot,
-                    kept,
-                },
+            let image = snapshot.to_image()?;
+            Ok(Phase::Standby { image })
+        }
+        "cold" => {
+            let lost = record.lost.as_ref().ok_or(RecordError { field: "lost" })?;
+            Ok(Phase::Cold {
+                lost: lost.to_lost()?,
             })
         }
         "stopping" => Ok(Phase::Stopping),
@@ -304,18 +396,15 @@ impl Remembered {
             started_at: view.started_at.map_or(0, WallTime::unix_nanos),
             state_changed_at: view.state_changed_at.unix_nanos(),
             process: None,
-            exit: view.exit.as_ref().map(|exit| ExitRecord {
-                code: exit.code,
-                signal: exit.signal,
-                message: exit.message.clone(),
-                at: exit.at.unix_nanos(),
-            }),
+            exit: view.exit.as_ref().map(ExitRecord::of),
             auto_remove: view.auto_remove,
             standbys: view.standbys,
             wakes: view.wakes,
             uid: self.uid,
             snapshot: None,
             generation: self.life.generation.0,
+            lost: None,
+            monitor: view.monitor.clone(),
         };
         match &self.life.phase {
             Phase::Running { process, readiness } => {
@@ -327,16 +416,9 @@ impl Remembered {
                 });
             }
             Phase::Standby { image } => {
-                record.snapshot = Some(SnapshotRecord {
-                    generation: image.generation.0,
-                    state_sha256: self.state_sha256.clone(),
-                    boot_id: boot_bytes(image.boot),
-                    resident_inode: match image.kept {
-                        Kept::Resident { inode } => inode,
-                        Kept::Spilled => 0,
-                    },
-                });
+                record.snapshot = Some(SnapshotRecord::of(image));
             }
+            Phase::Cold { lost } => record.lost = Some(LostRecord::of(lost)),
             Phase::Failed { reason } => record.failure = Some(FailureRecord::of(reason)),
             Phase::Stopped | Phase::Starting | Phase::Stopping | Phase::Deleting => {}
         }
@@ -363,7 +445,7 @@ impl Remembered {
                 readiness: Readiness::Booting,
                 ..
             } => (State::Initializing, String::new()),
-            Phase::Standby { .. } => (State::Standby, String::new()),
+            Phase::Standby { .. } | Phase::Cold { .. } => (State::Standby, String::new()),
             Phase::Stopping => (State::Stopping, String::new()),
             Phase::Failed { reason } => (State::Failed, reason.to_string()),
             Phase::Deleting => (State::Deleting, String::new()),
@@ -385,6 +467,8 @@ impl Remembered {
             addresses,
             memory: record.memory.ok_or(RecordError { field: "memory" })?.to_ram()?,
             generation: life.generation,
+            snapshot: SnapshotView::of(&life.phase),
+            monitor: record.monitor,
             created_at: WallTime::from_unix_nanos(record.created_at),
             started_at: (record.started_at > 0).then(|| WallTime::from_unix_nanos(record.started_at)),
             state_changed_at: WallTime::from_unix_nanos(record.state_changed_at),
@@ -404,15 +488,10 @@ impl Remembered {
             wakes: record.wakes,
             revision: 0,
         };
-        let state_sha256 = record
-            .snapshot
-            .map(|snapshot| snapshot.state_sha256)
-            .unwrap_or_default();
         Ok(Self {
             view,
             uid: record.uid,
             life,
-            state_sha256,
         })
     }
 }

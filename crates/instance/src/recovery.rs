@@ -5,22 +5,23 @@
 //! there, its tap, its link. Only then is a VMM spoken to, which may hang; the daemon serves the others
 //! meanwhile, and the sweep of what is nobody's has seen the link.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_hypervisor::{Adopted, Deadline, ProcessRecord};
-use dormouse_model::Generation;
 use dormouse_model::error::chain;
+use dormouse_model::{Bytes, Generation};
 use dormouse_network::Expected;
 
-use crate::adoption::{Facts, Heard, Presence};
-use crate::machine::{Kept, Phase, ProcessIdentity};
+use crate::adoption::{Facts, Heard, Seen};
+use crate::machine::{BootId, Kept, Phase, ProcessIdentity};
 use crate::memory::Home;
-use crate::record::Remembered;
-use crate::rooms::Rooms;
-use crate::steps::{Parts, boot_of};
+use crate::record::{InstanceRecord, Remembered};
+use crate::rooms::{Layout, Rooms};
+use crate::steps::Parts;
 
 mod held;
 
@@ -43,9 +44,9 @@ pub(crate) struct Found {
 /// the link is adopted, or will not be.
 pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered, linked: impl Send) -> Found {
     let id = remembered.view.id;
-    let boot_text = dormouse_sys::clock::boot_id().unwrap_or_default();
     let mut parts = Parts::default();
-    let process = running(remembered, &boot_text).filter(|process| {
+    let recorded = running(remembered, rooms.boot());
+    let process = recorded.filter(|process| {
         dormouse_sys::clock::process_start_ticks(process.pid).is_ok_and(|ticks| ticks == process.start_ticks)
     });
     let expected = match process {
@@ -60,19 +61,36 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered, linked: impl Se
             Err(error) => tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted"),
         }
     }
+    let mut heard = match process {
+        // Asked before the link is reported: what nobody has claimed by then is let go of.
+        None if recorded.is_some() => held::ending(rooms, id).await,
+        Some(_) | None => Heard::Answers,
+    };
     drop(linked);
-    let mut heard = Heard::Answers;
     if let Some(process) = process {
-        (parts.vm, heard) = adopt(rooms, remembered, process, &boot_text).await;
+        (parts.vm, heard) = adopt(rooms, remembered, process).await;
     }
-    let there = parts.vm.is_some() || matches!(heard, Heard::Silent { .. });
-    let start_ticks_at_pid = process.filter(|_| there).map(|process| process.start_ticks);
-    if start_ticks_at_pid.is_none() && running(remembered, &boot_text).is_some() {
+    let silent = matches!(heard, Heard::Silent { .. });
+    let there = process.filter(|_| parts.vm.is_some() || silent);
+    if process.is_some() && there.is_none() {
         heard = held::ending(rooms, id).await;
     }
-    let files = rooms.layout.images();
+    let start_ticks = there.map(|process| process.start_ticks);
+    let facts = facts(&rooms.layout, remembered, rooms.boot(), start_ticks, heard);
+    Found { facts, parts }
+}
+
+/// What the files say of a record. Blocking: a handful of looks at names.
+pub(crate) fn facts(
+    layout: &Layout,
+    remembered: &Remembered,
+    boot: BootId,
+    start_ticks_at_pid: Option<u64>,
+    heard: Heard,
+) -> Facts {
+    let (id, files) = (remembered.view.id, layout.images());
     if let Phase::Standby { image } = &remembered.life.phase
-        && image.kept == Kept::Spilled
+        && matches!(image.kept, Kept::Spilled { .. })
         // What a crash kept from being dropped: the record says that the disk is the truth.
         && let Err(error) = files.drop_image(id, Home::Tmpfs)
     {
@@ -83,44 +101,67 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered, linked: impl Se
         Phase::Stopped
         | Phase::Starting
         | Phase::Running { .. }
+        | Phase::Cold { .. }
         | Phase::Stopping
         | Phase::Failed { .. }
         | Phase::Deleting => Generation(0),
     };
-    let facts = Facts {
-        boot: boot_of(&boot_text),
+    let asleep = matches!(remembered.life.phase, Phase::Standby { .. });
+    let look = |path: &Path| asleep.then(|| seen(path)).flatten();
+    Facts {
+        boot,
         start_ticks_at_pid,
         heard,
-        resident_inode: inode(&files.path(id, Home::Tmpfs)),
-        spilled: if files.path(id, Home::Disk).is_file() {
-            Presence::Present
-        } else {
-            Presence::Absent
-        },
-        device_state: rooms
-            .layout
-            .state_file(id, generation.0)
-            .is_file()
-            .then_some(generation),
-    };
-    Found { facts, parts }
+        resident: look(&files.path(id, Home::Tmpfs)),
+        spilled: look(&files.path(id, Home::Disk)),
+        state: look(&layout.state_file(id, generation.0)),
+        manifest: look(&layout.manifest_file(id, generation.0)),
+    }
+}
+
+/// Drops the kept programs that no record names. A record that was set aside may name any: then none goes.
+///
+/// # Errors
+/// When records cannot be read, or a program cannot be removed.
+pub(crate) async fn sweep_programs(rooms: &Rooms) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let listing = rooms.store.list::<InstanceRecord>().await?;
+    if !listing.damaged.is_empty() {
+        return Ok(());
+    }
+    let mut in_use: BTreeSet<String> = listing
+        .records
+        .into_iter()
+        .map(|(_, record)| record.monitor)
+        .collect();
+    let (kept, own) = (Arc::clone(&rooms.kept), rooms.probe.program.clone());
+    let dropped = tokio::task::spawn_blocking(move || {
+        // The one that the next start takes.
+        in_use.extend(own.map(|source| kept.keep(&source)).transpose()?);
+        kept.sweep(&in_use)
+    })
+    .await??;
+    if !dropped.is_empty() {
+        tracing::info!(?dropped, "programs that no image needs");
+    }
+    Ok(())
 }
 
 /// Whether a record's phase comes with a link.
 const fn has_link(phase: &Phase) -> bool {
     match phase {
-        Phase::Running { .. } | Phase::Standby { .. } => true,
+        Phase::Running { .. } | Phase::Standby { .. } | Phase::Cold { .. } => true,
         Phase::Stopped | Phase::Starting | Phase::Stopping | Phase::Failed { .. } | Phase::Deleting => false,
     }
 }
 
 /// The process that a record of this boot speaks of.
-fn running(remembered: &Remembered, boot_text: &str) -> Option<ProcessIdentity> {
+fn running(remembered: &Remembered, boot: BootId) -> Option<ProcessIdentity> {
     match &remembered.life.phase {
-        Phase::Running { process, .. } => (process.boot == boot_of(boot_text)).then_some(*process),
+        Phase::Running { process, .. } => (process.boot == boot).then_some(*process),
         Phase::Stopped
         | Phase::Starting
         | Phase::Standby { .. }
+        | Phase::Cold { .. }
         | Phase::Stopping
         | Phase::Failed { .. }
         | Phase::Deleting => None,
@@ -132,14 +173,13 @@ async fn adopt(
     rooms: &Rooms,
     remembered: &Remembered,
     process: ProcessIdentity,
-    boot_text: &str,
 ) -> (Option<Arc<dyn dormouse_hypervisor::Vm>>, Heard) {
     let id = remembered.view.id;
     let record = ProcessRecord {
         identity: dormouse_hypervisor::ProcessIdentity {
             pid: process.pid,
             start_ticks: process.start_ticks,
-            boot_id: boot_text.to_owned(),
+            boot_id: rooms.boot_id.clone(),
         },
         control: rooms.layout.control_socket(id),
     };
@@ -160,6 +200,11 @@ async fn adopt(
     (None, Heard::Silent { for_secs })
 }
 
-fn inode(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|meta| meta.ino())
+/// A regular file; what cannot be looked at is not there.
+fn seen(path: &Path) -> Option<Seen> {
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    meta.is_file().then(|| Seen {
+        inode: meta.ino(),
+        length: Bytes(meta.len()),
+    })
 }

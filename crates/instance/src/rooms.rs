@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dormouse_hypervisor::{Driver, Probe};
+use dormouse_hypervisor::{Driver, KeptPrograms, Probe};
 use dormouse_image::ImageError;
 use dormouse_keeper::{Custodian, HeldName};
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
-use dormouse_model::{InstanceSpec, MacAddress, MonoTime, WallTime, WorkloadId};
+use dormouse_model::{Addresses, InstanceSpec, MacAddress, MonoTime, OnLostMemory, WallTime, WorkloadId};
 use dormouse_network::{AddressPool, DataPlane, LinkCounters};
 use dormouse_store::Store;
 use dormouse_sys::netns::Namespace;
+use tokio::sync::Semaphore;
 
-use crate::machine::{Limits, Settings, SpillPolicy};
+use crate::machine::{BootId, Limits, Settings, SpillPolicy};
 use crate::memory::{GiveBack, GuestRam, ImageFiles};
 
 /// Where files are.
@@ -66,6 +67,12 @@ impl Layout {
     #[must_use]
     pub fn state_file(&self, id: WorkloadId, generation: u64) -> PathBuf {
         self.instance(id).join(format!("state.{generation}"))
+    }
+
+    /// What belongs to the saved device state of one generation.
+    #[must_use]
+    pub fn manifest_file(&self, id: WorkloadId, generation: u64) -> PathBuf {
+        self.instance(id).join(format!("manifest.{generation}"))
     }
 
     /// What the guest wrote to its console.
@@ -176,6 +183,16 @@ pub trait IdleProof: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When it cannot be said, in words; the sleep is then taken back.
     async fn nothing_arrived(&self, id: WorkloadId, now: LinkCounters) -> Result<bool, String>;
+
+    /// Has the kernel drop what it tracks of connections from and to a workload that has no link any more:
+    /// whoever has the addresses next, itself included, must not seem to be connected.
+    ///
+    /// # Errors
+    /// When some may be left, in words. They age out, and can keep awake but never put to sleep.
+    async fn forget_flows(&self, addresses: Addresses) -> Result<(), String> {
+        let _ = addresses;
+        Ok(())
+    }
 }
 
 /// Everything that an instance's task works with.
@@ -187,6 +204,8 @@ pub struct Rooms {
     pub driver: Arc<dyn Driver>,
     /// What the driver found on this host.
     pub probe: Probe,
+    /// Programs of monitors, kept for the images that they saved.
+    pub kept: Arc<KeptPrograms>,
     /// Links, parking and knocks.
     pub network: DataPlane,
     /// Imported images.
@@ -203,6 +222,11 @@ pub struct Rooms {
     pub layout: Layout,
     /// The clocks.
     pub clock: Arc<Clock>,
+    /// This boot of the host, as the kernel writes it (`/proc/sys/kernel/random/boot_id`): memory images of
+    /// another one are looked at anew.
+    pub boot_id: String,
+    /// How many sleepers' memory is read at a time in the background.
+    pub settling: Arc<Semaphore>,
     /// Addresses that workloads may have; cloned once by the registry.
     pub pool: AddressPool,
     /// What `auto` placement means here.
@@ -223,15 +247,14 @@ pub struct Rooms {
 
 impl Rooms {
     /// Random bytes from the kernel, for ids, sessions and seeds.
-    #[must_use]
-    pub fn random<const N: usize>(&self) -> [u8; N] {
+    ///
+    /// # Errors
+    /// When the kernel gives none. Nothing may be made with zeros in their place: ids would meet, and all
+    /// guests would have one seed.
+    pub fn random<const N: usize>(&self) -> std::io::Result<[u8; N]> {
         let mut bytes = [0; N];
-        // The device is in every mount namespace that has a null device; a short read is impossible
-        // up to 256 bytes once the kernel is seeded (random(4)).
-        if let Ok(mut device) = std::fs::File::open("/dev/urandom") {
-            drop(std::io::Read::read_exact(&mut device, &mut bytes));
-        }
-        bytes
+        dormouse_sys::random::fill(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// The revision that an instance begins with in this daemon. Revisions are not recorded: counting from
@@ -250,9 +273,15 @@ impl Rooms {
         format!("{id}/{what}").parse().ok()
     }
 
+    /// This boot of the host.
+    #[must_use]
+    pub fn boot(&self) -> BootId {
+        crate::steps::boot_of(&self.boot_id)
+    }
+
     /// The settings of an instance's machine.
     #[must_use]
-    pub fn machine_settings(&self, memory: &GuestRam) -> Settings {
+    pub fn machine_settings(&self, memory: &GuestRam, on_lost: OnLostMemory) -> Settings {
         let limits = Limits {
             ready: self.boot_timeout,
             ..Limits::DEFAULT
@@ -271,6 +300,8 @@ impl Rooms {
             limits,
             sleep_support,
             spill,
+            on_lost,
+            boot: self.boot(),
         }
     }
 }

@@ -18,11 +18,13 @@ use dormouse_network::{Link, LinkCounters};
 
 use crate::actor::Cut;
 use crate::agent::AgentHandle;
-use crate::machine::{BootId, Done, Exit, MemoryImage, ProcessIdentity, Record, Step, StepFailure};
-use crate::memory::{GuestRam, Home, Spill, SpillEnd};
+use crate::machine::{BootId, Done, Exit, ProcessIdentity, Record, Step, StepFailure};
+use crate::memory::{GuestRam, Home};
 use crate::record::{InstanceRecord, Remembered};
 use crate::rooms::Rooms;
+use crate::trust::TrustError;
 
+mod asleep;
 mod machine_parts;
 mod sleep;
 
@@ -62,6 +64,8 @@ pub(crate) enum Change {
         vm: Arc<dyn Vm>,
         /// Its RAM.
         ram: GuestRam,
+        /// The name under which its program is kept.
+        monitor: String,
     },
     /// A VMM has loaded the guest.
     Restored {
@@ -71,11 +75,8 @@ pub(crate) enum Change {
         ram: GuestRam,
         /// A connection to the agent's port that the VMM found when it started.
         agent: Option<std::os::unix::net::UnixStream>,
-    },
-    /// Device state was saved.
-    Saved {
-        /// Hash of the state file.
-        state_sha256: Vec<u8>,
+        /// The name under which its program is kept.
+        monitor: String,
     },
     /// No process is left.
     LetGo,
@@ -132,6 +133,14 @@ pub(crate) fn failure(error: &dyn Fault) -> StepFailure {
     }
 }
 
+/// A failure to look at an image, or what is wrong with it.
+pub(crate) fn distrust(error: TrustError) -> StepFailure {
+    match error {
+        TrustError::Lost(lost) => StepFailure::untrusted(lost),
+        other @ (TrustError::File { .. } | TrustError::CutShort { .. }) => failure(&other),
+    }
+}
+
 /// A failure of a file operation.
 pub(crate) fn file_failure(doing: &str, path: &Path, error: &io::Error) -> StepFailure {
     StepFailure::Passing {
@@ -168,6 +177,8 @@ impl StepContext {
             Step::EndProcess => self.end_process(TapEnd::Awaited).await,
             Step::Spill { image } => self.spill(image).await,
             Step::DropResident => self.drop_resident().await,
+            Step::Settle { image } => self.settle(image).await,
+            Step::Verify { image } => self.verify(image).await,
             Step::Restore { image } => self.restore(image).await,
             Step::Resume => self.vm()?.resume().await.map(plain).map_err(|e| failure(&e)),
             Step::Greet => self.greet().await,
@@ -306,7 +317,9 @@ impl StepContext {
             .ask(Message::ClockSet { unix_nanos: 0 }, GREET_DEADLINE)
             .await
             .map_err(passing)?;
-        let seed = self.rooms.random();
+        let seed = self.rooms.random().map_err(|error| StepFailure::Passing {
+            why: format!("no random bytes for the guest: {error}"),
+        })?;
         agent
             .ask(Message::Reseed { seed }, GREET_DEADLINE)
             .await
@@ -337,6 +350,11 @@ impl StepContext {
         if let Some(link) = link {
             link.remove().await.map_err(|error| failure(&error))?;
         }
+        // After the link: no packet makes an entry again.
+        let addresses = self.remembered.view.addresses;
+        if let Err(why) = self.rooms.proof.forget_flows(addresses).await {
+            tracing::warn!(instance_id = %id, why, "tracked connections are left to age out");
+        }
         Ok((Done::Plain, Change::Link(None)))
     }
 
@@ -349,7 +367,9 @@ impl StepContext {
                 files.drop_image(id, home).map_err(|error| failure(&error))?;
             }
             remove_matching(&folder, |name| {
-                name.starts_with("state.") || name.starts_with("memory.ram")
+                ["state.", "manifest.", "memory.ram"]
+                    .iter()
+                    .any(|beginning| name.starts_with(beginning))
             })
         })
         .await
@@ -378,49 +398,6 @@ impl StepContext {
         })
         .await
         .map(plain)
-    }
-
-    async fn spill(self, image: MemoryImage) -> Outcome {
-        let id = self.remembered.view.id;
-        let files = self.rooms.layout.images();
-        let (uid, cut) = (self.remembered.uid, Arc::clone(&self.cut));
-        let ram = self.remembered.view.memory;
-        let copy = move || {
-            let spill = Spill {
-                files: &files,
-                id,
-                uid,
-                cancelled: cut.flag(),
-            };
-            spill.run().map_err(|error| failure(&error))
-        };
-        let end = self.alone(copy).await?;
-        match end {
-            SpillEnd::Durable { copied } => {
-                metrics::counter!(crate::metrics::SPILLED_BYTES).increment(copied.0);
-                let image = MemoryImage {
-                    kept: crate::machine::Kept::Spilled,
-                    ..image
-                };
-                Ok((
-                    Done::Image(image),
-                    Change::Ram(GuestRam {
-                        home: Home::Disk,
-                        ..ram
-                    }),
-                ))
-            }
-            SpillEnd::Cancelled => Err(StepFailure::Passing {
-                why: "a wake wanted the memory".to_owned(),
-            }),
-        }
-    }
-
-    async fn drop_resident(self) -> Outcome {
-        let id = self.remembered.view.id;
-        let files = self.rooms.layout.images();
-        let drop_it = move || files.drop_image(id, Home::Tmpfs).map_err(|error| failure(&error));
-        self.alone(drop_it).await.map(plain)
     }
 }
 

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use dormouse_model::{Addresses, Generation, InstanceSpec, State, WallTime, WorkloadId};
+use dormouse_model::{Addresses, FailReason, Generation, InstanceSpec, Lost, State, WallTime, WorkloadId};
 
+use crate::machine::{Phase, Settled};
 use crate::memory::GuestRam;
 
 /// How the guest's command ended.
@@ -18,6 +19,39 @@ pub struct ExitInfo {
     pub message: String,
     /// When.
     pub at: WallTime,
+}
+
+/// What is known of a memory image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotView {
+    /// A wake may load it.
+    Kept {
+        /// Whether it outlives a reboot of the host.
+        settled: bool,
+    },
+    /// It must not be loaded.
+    Lost(Lost),
+}
+
+impl SnapshotView {
+    /// What a record in this phase says of the image; `None` when there is none.
+    pub(crate) fn of(phase: &Phase) -> Option<Self> {
+        match phase {
+            Phase::Standby { image } => Some(Self::Kept {
+                settled: image.settled != Settled::Open,
+            }),
+            Phase::Cold { lost }
+            | Phase::Failed {
+                reason: FailReason::ImageLost(lost),
+            } => Some(Self::Lost(lost.clone())),
+            Phase::Stopped
+            | Phase::Starting
+            | Phase::Running { .. }
+            | Phase::Stopping
+            | Phase::Failed { .. }
+            | Phase::Deleting => None,
+        }
+    }
 }
 
 /// An instance as it is now.
@@ -39,6 +73,10 @@ pub struct InstanceView {
     pub memory: GuestRam,
     /// The number of the newest memory image; 0 before the first standby.
     pub generation: Generation,
+    /// What is known of that image; `None` while there is none.
+    pub snapshot: Option<SnapshotView>,
+    /// The name under which the program is kept that runs it, or that saved its image; empty for none.
+    pub monitor: String,
     /// When it was made.
     pub created_at: WallTime,
     /// When it was last started, not woken.
@@ -63,11 +101,18 @@ pub struct InstanceView {
     pub standbys: u64,
     /// Wakes since creation.
     pub wakes: u64,
-    /// Changes with every change; the etag.
+    /// Grows with every change that this daemon published; orders views, and is not recorded.
     pub revision: u64,
 }
 
 impl InstanceView {
+    /// Names this content: changes with every change that a client can see, beside figures, and is the same
+    /// after a restart of the daemon. Opaque.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        crate::etag::etag(self)
+    }
+
     /// Whether `address` is one of the instance's.
     #[must_use]
     pub fn owns(&self, address: IpAddr) -> bool {

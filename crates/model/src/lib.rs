@@ -14,8 +14,13 @@
 //! | [`workload`] | what the engine sees of a workload, and how sleeps and wakes end |
 //! | [`plant`] | faults that the simulation switches on |
 //! | [`spec`] | what a caller asks for |
+//! | [`trust`] | what can be wrong with a saved image, and what follows |
 //! | [`error`] | error kinds, stable codes, retry advice |
+//! | [`code`] | what is said of an error code |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
+pub mod code;
+pub mod codes;
 pub mod error;
 pub mod flow;
 pub mod id;
@@ -24,6 +29,7 @@ pub mod policy;
 pub mod spec;
 pub mod state;
 pub mod time;
+pub mod trust;
 pub mod units;
 pub mod workload;
 
@@ -34,5 +40,6 @@ pub use policy::StandbyPolicy;
 pub use spec::{Addresses, InstanceSpec, MacAddress};
 pub use state::{FailReason, State};
 pub use time::{MonoTime, WallTime};
+pub use trust::{Digest, ImagePart, Lost, OnLostMemory, PartFault};
 pub use units::Bytes;
 pub use workload::{SleepEnd, SleepTrigger, WakeCause, WakeEnd, WorkloadView};

@@ -30,11 +30,13 @@ pub enum Plant {
     BlindNotHolding,
     /// A second knock starts a second wake.
     DoubleWake,
+    /// Memory that was not settled on disk is trusted after a reboot.
+    UnsettledTrusted,
 }
 
 impl Plant {
     /// Every fault.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NoResyncAfterReconnect,
         Self::SynSentInactive,
         Self::StaleAttemptAccepted,
@@ -47,6 +49,7 @@ impl Plant {
         Self::QueueFullDroppedSilently,
         Self::BlindNotHolding,
         Self::DoubleWake,
+        Self::UnsettledTrusted,
     ];
 
     /// The name on the command line.
@@ -65,6 +68,7 @@ impl Plant {
             Self::QueueFullDroppedSilently => "queue-full-dropped-silently",
             Self::BlindNotHolding => "blind-not-holding",
             Self::DoubleWake => "double-wake",
+            Self::UnsettledTrusted => "unsettled-trusted",
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::error::{Fault, Kind};
 use crate::id::Name;
 use crate::policy::PolicySetting;
+use crate::trust::OnLostMemory;
 use crate::units::Bytes;
 
 /// The addresses of a workload: one of each family, alone on their prefix, and a MAC.
@@ -135,6 +136,8 @@ pub struct InstanceSpec {
     pub standby: PolicySetting,
     /// How long a stop waits for the guest before it is killed.
     pub stop_timeout: Duration,
+    /// What becomes of it when its memory is lost.
+    pub on_lost_memory: OnLostMemory,
 }
 
 impl InstanceSpec {
@@ -220,6 +223,12 @@ pub enum SpecError {
     /// Not a placement.
     #[error("{text:?} is not a memory placement: use auto, tmpfs, spill or disk")]
     PlacementUnknown {
+        /// What was given.
+        text: String,
+    },
+    /// Not a policy.
+    #[error("{text:?} is no policy for lost memory: use stay-stopped or cold-boot")]
+    OnLostMemoryUnknown {
         /// What was given.
         text: String,
     },

@@ -19,6 +19,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::trust::Lost;
+
 /// Where a workload is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
@@ -171,8 +173,10 @@ pub enum FailReason {
         /// The chain of causes.
         why: String,
     },
-    /// The host rebooted and the memory image did not survive it.
+    /// The host rebooted under the running guest.
     HostRebooted,
+    /// The memory image must not be loaded.
+    ImageLost(Lost),
     /// The process lived when a daemon started, and did not answer for so long that it was given up.
     NotAnswering {
         /// What is known: how long it was asked.
@@ -192,6 +196,7 @@ impl fmt::Display for FailReason {
             Self::StartFailed { why } => write!(f, "start failed: {why}"),
             Self::WakeFailed { why } => write!(f, "wake failed: {why}"),
             Self::HostRebooted => f.write_str("the host rebooted and the memory image did not survive"),
+            Self::ImageLost(lost) => write!(f, "the memory image is lost: {lost}"),
             Self::NotAnswering { how } => write!(f, "the process did not answer: {how}"),
             Self::Inconsistent { what } => write!(f, "records and host disagree: {what}"),
         }

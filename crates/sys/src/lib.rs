@@ -10,6 +10,7 @@
 //! | [`netns`] | network namespaces |
 //! | [`page_cache`] | how much of a file is cached, and how much of it dirty |
 //! | [`pidfd`] | processes by descriptor |
+//! | [`random`] | random bytes of the kernel |
 //! | [`socket`] | socket options and classic BPF filters |
 //! | [`spawn`] | starting a process with exactly the descriptors and rights it is given |
 //! | [`tap`] | tap devices |
@@ -21,6 +22,7 @@ pub mod memory;
 pub mod netns;
 pub mod page_cache;
 pub mod pidfd;
+pub mod random;
 pub mod socket;
 pub mod spawn;
 pub mod tap;

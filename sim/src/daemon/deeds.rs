@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dormouse_instance::machine::{Done, Exit, Input as LifeInput, MemoryImage, Phase, Step, StepFailure};
-use dormouse_model::{Attempt, MonoTime, WorkloadId};
+use dormouse_model::{Attempt, ImagePart, Lost, MonoTime, PartFault, WorkloadId};
 
 use super::{BarrierFor, Daemon, Deed, Work};
 use crate::breach::Invariant;
@@ -30,7 +30,7 @@ impl Daemon {
             step,
             deadline,
         };
-        if matches!(deed.step, Step::Spill { .. } | Step::Greet) {
+        if matches!(deed.step, Step::Spill { .. } | Step::Settle { .. } | Step::Greet) {
             let wait = ground.random.millis(5, 900);
             ground.tell_after(wait, DaemonEvent::AsideEnds(id, number));
             instance.aside = Some(deed);
@@ -158,16 +158,13 @@ impl Daemon {
         }
         let failed = ground.fault(50);
         let result = if failed {
-            None
+            Err(broken())
         } else {
-            self.apply(ground, id, &deed.step).ok()
+            self.apply(ground, id, &deed.step)
         };
         let input = match result {
-            Some(done) => LifeInput::StepDone { number, done },
-            None => LifeInput::StepFailed {
-                number,
-                failure: broken(),
-            },
+            Ok(done) => LifeInput::StepDone { number, done },
+            Err(failure) => LifeInput::StepFailed { number, failure },
         };
         self.work.push_back(Work::Life(id, input));
     }
@@ -209,8 +206,14 @@ impl Daemon {
         if happens {
             let _ = self.apply(ground, id, step);
         }
-        let lasting = matches!(step, Step::Restore { .. }) && ground.random.chance(100);
+        let loads = matches!(step, Step::Restore { .. } | Step::Verify { .. });
+        let lasting = loads && ground.random.chance(100);
         let why = "a fault".to_owned();
+        if loads && ground.random.chance(300) {
+            ground.tally.images_lost += 1;
+            let lost = Lost::plain(ImagePart::State, PartFault::Digest);
+            return Err(StepFailure::untrusted(lost));
+        }
         Err(if lasting {
             StepFailure::Lasting { why }
         } else {
@@ -256,9 +259,19 @@ impl Daemon {
             }
             Step::LetGo | Step::EndProcess => self.end_process(ground, id, step.name()),
             Step::Spill { image } => {
-                let image = ground.spill(id, *image).ok_or_else(broken)?;
+                let image = ground.host.spill(id, *image).ok_or_else(broken)?;
                 ground.tally.spills += 1;
                 return Ok(Done::Image(image));
+            }
+            Step::Settle { image } | Step::Verify { image } => {
+                let settled = ground.host.settle(id, *image);
+                return match settled {
+                    Ok(image) => Ok(Done::Image(image)),
+                    Err(lost) => {
+                        ground.tally.images_lost += 1;
+                        Err(StepFailure::untrusted(lost))
+                    }
+                };
             }
             Step::DropResident => {
                 if let Some(memory) = ground.host.memory.get_mut(&id) {
@@ -401,6 +414,7 @@ fn duration_of(ground: &mut Ground, step: &Step) -> Duration {
         Step::PrepareDisks | Step::RemoveFiles => (1, 30),
         Step::Save { .. } | Step::LetGo | Step::EndProcess | Step::ReleaseLink => (1, 15),
         Step::Shutdown { .. } => (5, 300),
+        Step::Verify { .. } => (1, 400),
         Step::AttachLink
         | Step::MakeTap
         | Step::Open
@@ -409,6 +423,7 @@ fn duration_of(ground: &mut Ground, step: &Step) -> Duration {
         | Step::Prove
         | Step::Pause
         | Step::Spill { .. }
+        | Step::Settle { .. }
         | Step::DropResident
         | Step::Resume
         | Step::Greet

@@ -292,7 +292,7 @@ impl Daemon {
         };
         let background = matches!(
             step,
-            Step::Spill { .. } | Step::Greet | Step::DropResident | Step::Write(_)
+            Step::Spill { .. } | Step::Settle { .. } | Step::Greet | Step::DropResident | Step::Write(_)
         );
         let run = LastRun {
             number,
@@ -479,8 +479,10 @@ impl Daemon {
     /// Begins a new workload.
     pub fn create(&mut self, ground: &mut Ground, id: WorkloadId) {
         ground.tally.created += 1;
-        self.instances
-            .insert(id, Instance::new(Machine::new(Self::settings()), ground.now));
+        self.instances.insert(
+            id,
+            Instance::new(Machine::new(Self::settings(ground, id)), ground.now),
+        );
         let ticket = self.call(id, Request::Start);
         if let Some(instance) = self.instances.get_mut(&id) {
             instance.creation = Some(ticket);
@@ -510,7 +512,7 @@ fn explain(ground: &mut Ground, id: WorkloadId, reason: &FailReason) {
     let explained = match reason {
         FailReason::ProcessEnded { .. } => truth.crashed,
         FailReason::HostRebooted => truth.rebooted,
-        FailReason::StartFailed { .. } | FailReason::WakeFailed { .. } => {
+        FailReason::StartFailed { .. } | FailReason::WakeFailed { .. } | FailReason::ImageLost(_) => {
             truth.injected > 0 || truth.crashed || truth.rebooted
         }
         // A simulated process that is there answers.

@@ -11,12 +11,12 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use dormouse_conntrack::{SyncConfig, SyncInput, SyncMachine};
-use dormouse_instance::adoption::{Facts, Heard, Presence};
+use dormouse_instance::adoption::{Facts, Heard, Seen};
 use dormouse_instance::machine::{
     Input as LifeInput, Limits, Machine, Phase, Request, Settings, SpillPolicy, Step, Ticket,
 };
 use dormouse_model::workload::{IdleRecord, SleepSupport};
-use dormouse_model::{Addresses, Attempt, MonoTime, State, WorkloadId, WorkloadView};
+use dormouse_model::{Addresses, Attempt, Bytes, MonoTime, State, WorkloadId, WorkloadView};
 use dormouse_network::AddressPool;
 use dormouse_standby::{Config, Engine, Input as EngineInput, Knock};
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -33,6 +33,7 @@ pub const LIMITS: Limits = Limits {
     process: Duration::from_secs(3),
     files: Duration::from_secs(3),
     spill: Duration::from_secs(5),
+    settle: Duration::from_secs(5),
     ready: Duration::from_secs(10),
     removal_grace: Duration::from_millis(500),
     retry_pause: Duration::from_millis(20),
@@ -236,11 +237,13 @@ impl Daemon {
         Some(daemon)
     }
 
-    fn settings() -> Settings {
+    fn settings(ground: &Ground, id: WorkloadId) -> Settings {
         Settings {
             limits: LIMITS,
             sleep_support: SleepSupport::Able,
             spill: SpillPolicy::Spill,
+            on_lost: Ground::on_lost(id),
+            boot: ground.host.boot,
         }
     }
 
@@ -260,7 +263,13 @@ impl Daemon {
             let facts = facts(ground, id, &stored.life.phase);
             ground.note(format_args!("recover {id} {:?} {facts:?}", stored.life.phase));
             let mut effects = Vec::new();
-            let machine = Machine::recover(Self::settings(), stored.life, &facts, ground.now, &mut effects);
+            let machine = Machine::recover(
+                Self::settings(ground, id),
+                stored.life,
+                &facts,
+                ground.now,
+                &mut effects,
+            );
             if machine.process().is_some() {
                 ground.tally.adopted += 1;
             }
@@ -467,22 +476,37 @@ fn facts(ground: &Ground, id: WorkloadId, phase: &Phase) -> Facts {
         Phase::Stopped
         | Phase::Starting
         | Phase::Standby { .. }
+        | Phase::Cold { .. }
         | Phase::Stopping
         | Phase::Failed { .. }
         | Phase::Deleting => None,
     };
     let memory = ground.host.memory.get(&id);
+    let seen = |inode| Seen {
+        inode,
+        length: Bytes(0),
+    };
+    let wanted = match phase {
+        Phase::Standby { image } => Some(image.generation),
+        Phase::Stopped
+        | Phase::Starting
+        | Phase::Running { .. }
+        | Phase::Cold { .. }
+        | Phase::Stopping
+        | Phase::Failed { .. }
+        | Phase::Deleting => None,
+    };
+    let state = memory
+        .and_then(|memory| memory.device_state)
+        .filter(|(generation, _)| Some(*generation) == wanted)
+        .map(|_| seen(0));
     Facts {
         boot: ground.host.boot,
         start_ticks_at_pid,
         heard: Heard::Answers,
-        resident_inode: memory.and_then(|memory| memory.resident),
-        spilled: match memory.and_then(|memory| memory.disk) {
-            Some(_) => Presence::Present,
-            None => Presence::Absent,
-        },
-        device_state: memory
-            .and_then(|memory| memory.device_state)
-            .map(|(generation, _)| generation),
+        resident: memory.and_then(|memory| memory.resident).map(seen),
+        spilled: memory.and_then(|memory| memory.disk.map(|_| seen(memory.disk_inode))),
+        state,
+        manifest: state,
     }
 }

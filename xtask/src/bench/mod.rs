@@ -6,6 +6,7 @@ pub(crate) mod nap_wake;
 mod qmp;
 pub(crate) mod restarts;
 mod rival;
+pub(crate) mod sleepers;
 pub(crate) mod standby;
 pub(crate) mod storm;
 pub(crate) mod wake_storm;

@@ -45,6 +45,8 @@ pub(crate) struct Footprint {
     pub daemon: Mutex<Option<Child>>,
     /// Ids of instances that were made: names of control groups bear them.
     pub instances: Mutex<BTreeSet<String>>,
+    /// Settings of the host that were changed, and what they were.
+    pub settings: Mutex<Vec<(PathBuf, String)>>,
 }
 
 /// The value, also when a thread panicked with it: removing must go on.
@@ -54,18 +56,23 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Footprint {
     /// Names everything after this process, and has Ctrl-C remove it.
-    pub(crate) fn claim() -> Result<Arc<Self>> {
+    pub(crate) fn claim(uids: u32) -> Result<Arc<Self>> {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let name = format!("dormouse-lab-{}-{number}", std::process::id());
-        // Above the default range of the daemon; 64 ids a lab, chosen by the process id.
-        let first = 0x1000_0000 + (std::process::id() % 100_000) * 1024 + (number % 16) * 64;
+        // Above the default range of the daemon, chosen by the process id.
+        let first = if uids <= 64 {
+            0x1000_0000 + (std::process::id() % 100_000) * 1024 + (number % 16) * 64
+        } else {
+            0x2000_0000 + (std::process::id() % 8192) * 0x1_0000
+        };
         let footprint = Arc::new(Self {
             data: Path::new("/var/tmp").join(&name),
             run: Path::new("/run").join(&name),
-            uids: first..first + 64,
+            uids: first..first + uids,
             daemon: Mutex::new(None),
             instances: Mutex::new(BTreeSet::new()),
+            settings: Mutex::new(Vec::new()),
         });
         for directory in [&footprint.data, &footprint.run] {
             fs::create_dir(directory).with_context(|| format!("making {}", directory.display()))?;
@@ -92,6 +99,10 @@ impl Footprint {
                 problems.push(format!("{what}: {error:#}"));
             }
         };
+        for (path, value) in locked(&self.settings).drain(..) {
+            let what = format!("setting {} back to {value}", path.display());
+            note(&what, fs::write(&path, &value).map_err(Into::into));
+        }
         note("removing the instances", self.delete_instances());
         note("stopping the daemon", self.stop_daemon());
         note("ending what runs still", self.end_processes());
@@ -399,7 +410,7 @@ mod tests {
             println!("skipped: what_was_made_is_counted_and_goes: not root");
             return;
         }
-        let footprint = Footprint::claim().unwrap();
+        let footprint = Footprint::claim(64).unwrap();
         drop(Namespace::create_at(&footprint.namespace("host")).unwrap());
         let left = footprint.census().unwrap();
         assert!(left.iter().any(|line| line.starts_with("mount ")), "{left:?}");

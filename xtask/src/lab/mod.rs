@@ -6,6 +6,7 @@
 //!       fd99::11-18/64     veth        fd99::1/64
 //! ```
 
+mod copies;
 mod counters;
 mod footprint;
 mod guest;
@@ -129,6 +130,26 @@ impl Parts {
     }
 }
 
+/// What a lab has that others do not.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// User ids for VMMs.
+    pub uids: u32,
+    /// The program that stands in for QEMU; emulation is assumed of it.
+    pub monitor: Option<PathBuf>,
+    /// The address pools, when not the daemon's own.
+    pub ipv4_pool: Option<String>,
+}
+
+impl Settings {
+    /// Those of most labs.
+    pub(crate) const USUAL: Self = Self {
+        uids: 64,
+        monitor: None,
+        ipv4_pool: None,
+    };
+}
+
 /// A private daemon and its network. Dropping it removes everything.
 #[derive(Debug)]
 pub(crate) struct Lab {
@@ -150,7 +171,12 @@ impl Drop for Lab {
 impl Lab {
     /// Makes the namespaces and starts the daemon; returns when it answers.
     pub(crate) fn start(parts: Parts) -> Result<Self> {
-        let footprint = Footprint::claim()?;
+        Self::start_with(parts, &Settings::USUAL)
+    }
+
+    /// The same with settings of its own.
+    pub(crate) fn start_with(parts: Parts, settings: &Settings) -> Result<Self> {
+        let footprint = Footprint::claim(settings.uids)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -164,7 +190,7 @@ impl Lab {
         };
         lab.make_network().context("making the lab's network")?;
         lab.place_kernel().context("placing the guest kernel")?;
-        lab.write_config()?;
+        lab.write_config(settings)?;
         lab.start_daemon()?;
         Ok(lab)
     }
@@ -203,12 +229,18 @@ impl Lab {
         Ok(())
     }
 
-    fn write_config(&self) -> Result<()> {
+    fn write_config(&self, settings: &Settings) -> Result<()> {
         let footprint = &self.footprint;
+        let pool = settings.ipv4_pool.as_ref();
+        let pool = pool.map_or_else(String::new, |pool| format!("ipv4_pool = {pool:?}\n"));
+        let monitor = settings.monitor.as_ref();
+        let monitor = monitor.map_or_else(String::new, |program| {
+            format!("qemu = {program:?}\naccelerator = \"emulation\"\n")
+        });
         let text = format!(
             "data_directory = {:?}\nrun_directory = {:?}\n\
-             [network]\nnamespace = {:?}\n\
-             [hypervisor]\nfirst_uid = {}\nuid_count = {}\n\
+             [network]\nnamespace = {:?}\n{pool}\
+             [hypervisor]\nfirst_uid = {}\nuid_count = {}\n{monitor}\
              [guest]\nagent = {:?}\n",
             footprint.data,
             footprint.run,
@@ -283,8 +315,15 @@ impl Lab {
         let host = HostAddress::Unix(self.footprint.socket());
         self.client = self.runtime.block_on(async {
             let client = Client::connect(&host).await.ok()?;
-            client.system().get_info(v1::GetInfoRequest {}).await.ok()?;
-            Some(client)
+            let nobody = v1::GetInstanceRequest {
+                instance: "nobody".to_owned(),
+            };
+            // Whatever it says, it answers.
+            let answer = client.instances().get_instance(nobody).await;
+            let error = ClientError::from(answer.err()?);
+            let answered =
+                matches!(&error, ClientError::Api(api) if api.kind == dormouse_model::Kind::NotFound);
+            answered.then_some(client)
         });
         Ok(())
     }
@@ -325,6 +364,32 @@ impl Lab {
             let info = client.system().get_info(v1::GetInfoRequest {}).await?;
             Ok(info.into_inner())
         })
+    }
+
+    /// Has the daemon end in order; guests stay.
+    pub(crate) fn stop_daemon(&mut self) -> Result<()> {
+        self.client = None;
+        self.footprint.stop_daemon()
+    }
+
+    /// Has these settings of the host put back when the lab is removed, last first.
+    pub(crate) fn put_back_later(&self, settings: impl Iterator<Item = (PathBuf, String)>) {
+        locked(&self.footprint.settings).splice(0..0, settings);
+    }
+
+    /// Where the daemon's records and files are.
+    pub(crate) fn data(&self) -> &Path {
+        &self.footprint.data
+    }
+
+    /// Where its sockets and the memory of running guests are.
+    pub(crate) fn run_directory(&self) -> &Path {
+        &self.footprint.run
+    }
+
+    /// The first user id of its VMMs.
+    pub(crate) fn first_uid(&self) -> u32 {
+        self.footprint.uids.start
     }
 
     /// The daemon's process id, 0 without one.

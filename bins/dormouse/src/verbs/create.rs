@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use dormouse_client::{Client, v1};
 use dormouse_model::spec::Placement;
-use dormouse_model::{Bytes, Fault};
+use dormouse_model::{Bytes, Fault, OnLostMemory};
 
 use super::{logs, typed_duration};
 use crate::arguments::{CreateArguments, RunArguments};
@@ -247,7 +247,19 @@ fn request(
         },
         start: false,
         auto_remove: arguments.rm,
+        on_lost_memory: on_lost_memory(arguments.on_lost_memory.as_deref())?.into(),
         request_id: request_id()?,
+    })
+}
+
+/// What becomes of an instance whose memory is lost; the daemon's choice when nothing is said.
+fn on_lost_memory(text: Option<&str>) -> Result<v1::OnLostMemory, Failure> {
+    let Some(text) = text else {
+        return Ok(v1::OnLostMemory::Unspecified);
+    };
+    Ok(match parse(text)? {
+        OnLostMemory::StayStopped => v1::OnLostMemory::StayStopped,
+        OnLostMemory::ColdBoot => v1::OnLostMemory::ColdBoot,
     })
 }
 
@@ -324,7 +336,7 @@ mod tests {
         let got = asked(
             "--name a -m 512M --cpus 2 --disk 1G --placement disk -e A=1=2 -e HERE -e ABSENT -l team=x -l solo \
              -w /srv -u 7:8 --entrypoint /bin/sh --rm --idle-timeout 5m --ignore-source 10.0.0.0/8 \
-             --ignore-port 22 --stop-timeout 1500ms web -c true",
+             --ignore-port 22 --stop-timeout 1500ms --on-lost-memory cold-boot web -c true",
         )
         .unwrap();
         let want = v1::CreateInstanceRequest {
@@ -356,6 +368,7 @@ mod tests {
             }),
             start: false,
             auto_remove: true,
+            on_lost_memory: v1::OnLostMemory::ColdBoot.into(),
             request_id: got.request_id.clone(),
         };
         assert_eq!(got, want);
@@ -379,6 +392,7 @@ mod tests {
             ("-m lots web", "error[SIZE_INVALID]"),
             ("-m 0 web", "error[SIZE_INVALID]"),
             ("--placement moon web", "error[SPEC_INVALID]"),
+            ("--on-lost-memory maybe web", "error[SPEC_INVALID]"),
             ("--stop-timeout soon web", "error[DURATION_INVALID]"),
             ("-e =x web", "error[CLI_USAGE]"),
             ("--env-file /no/such/file web", "error[CLI_ENV_FILE]"),

@@ -3,44 +3,20 @@
 
 use std::time::Duration;
 
-use dormouse_instance::view::{ExitInfo, InstanceView};
+use dormouse_instance::view::{ExitInfo, InstanceView, SnapshotView};
 use dormouse_instance::{CreateRequest, InstanceEvent};
 use dormouse_model::policy::{PolicySetting, RawPolicy};
 use dormouse_model::spec::Placement;
-use dormouse_model::{Bytes, Fault, InstanceSpec, Kind, State, WallTime};
+use dormouse_model::{Bytes, Fault, InstanceSpec, OnLostMemory, State, WallTime};
 use dormouse_proto::v1;
+use dormouse_store::Batch;
+
+use super::refusal::FieldError;
 
 /// RAM of an instance whose caller did not say.
 const DEFAULT_MEMORY: Bytes = Bytes::mib(512);
 /// Disk of an instance whose caller did not say.
 const DEFAULT_DISK: Bytes = Bytes::gib(10);
-
-/// A field of a request that is wrong by itself.
-#[derive(Debug, thiserror::Error)]
-#[error("{field}: {what}")]
-pub(super) struct FieldError {
-    field: &'static str,
-    what: String,
-}
-
-impl FieldError {
-    /// `field` is wrong because of `what`.
-    pub(super) fn new(field: &'static str, what: impl ToString) -> Self {
-        Self {
-            field,
-            what: what.to_string(),
-        }
-    }
-}
-
-impl Fault for FieldError {
-    fn kind(&self) -> Kind {
-        Kind::Invalid
-    }
-    fn code(&self) -> &'static str {
-        "REQUEST_INVALID"
-    }
-}
 
 /// The API's word for a state.
 pub(super) fn state_to_wire(state: State) -> v1::InstanceState {
@@ -147,6 +123,25 @@ fn policy_to_wire(policy: &PolicySetting) -> Option<v1::StandbyPolicy> {
     }
 }
 
+/// The API's word for what becomes of an instance whose memory is lost.
+fn on_lost_to_wire(policy: OnLostMemory) -> v1::OnLostMemory {
+    match policy {
+        OnLostMemory::StayStopped => v1::OnLostMemory::StayStopped,
+        OnLostMemory::ColdBoot => v1::OnLostMemory::ColdBoot,
+    }
+}
+
+fn on_lost_from_wire(number: i32) -> Result<OnLostMemory, FieldError> {
+    match v1::OnLostMemory::try_from(number) {
+        Ok(v1::OnLostMemory::Unspecified | v1::OnLostMemory::StayStopped) => Ok(OnLostMemory::StayStopped),
+        Ok(v1::OnLostMemory::ColdBoot) => Ok(OnLostMemory::ColdBoot),
+        Err(_) => Err(FieldError::new(
+            "on_lost_memory",
+            format!("{number} is no policy for lost memory"),
+        )),
+    }
+}
+
 /// Checks a request for an instance. `fallback_name` is used when the caller chose none.
 pub(super) fn create_from_wire(
     request: v1::CreateInstanceRequest,
@@ -178,12 +173,15 @@ pub(super) fn create_from_wire(
         standby: policy_from_wire(request.standby)?,
         stop_timeout: duration_from_wire("stop_timeout", request.stop_timeout)?
             .unwrap_or(InstanceSpec::DEFAULT_STOP_TIMEOUT),
+        on_lost_memory: on_lost_from_wire(request.on_lost_memory)?,
     };
     spec.check().map_err(|error| FieldError::new("spec", error))?;
     Ok(CreateRequest {
         spec,
         start: request.start,
         auto_remove: request.auto_remove,
+        id: None,
+        along: Batch::new(),
     })
 }
 
@@ -252,7 +250,28 @@ pub(super) fn instance_to_wire(view: &InstanceView, extras: Extras) -> v1::Insta
         auto_remove: view.auto_remove,
         standby_count: view.standbys,
         wake_count: view.wakes,
-        etag: view.revision.to_string(),
+        etag: view.etag(),
+        on_lost_memory: on_lost_to_wire(spec.on_lost_memory).into(),
+        snapshot: view.snapshot.as_ref().map(snapshot_to_wire),
+        monitor: view.monitor.clone(),
+    }
+}
+
+/// The memory image of a sleeper on the wire.
+fn snapshot_to_wire(snapshot: &SnapshotView) -> v1::InstanceSnapshot {
+    let (settled, lost) = match snapshot {
+        SnapshotView::Kept { settled } => (*settled, None),
+        SnapshotView::Lost(lost) => (false, Some(lost)),
+    };
+    v1::InstanceSnapshot {
+        settled,
+        lost: lost.map(|lost| v1::LostImage {
+            code: lost.code().to_owned(),
+            part: lost.part.as_str().to_owned(),
+            fault: lost.fault.as_str().to_owned(),
+            found: lost.found.clone(),
+            wanted: lost.wanted.clone(),
+        }),
     }
 }
 
@@ -322,6 +341,13 @@ mod tests {
                     ..good.clone()
                 },
                 "placement",
+            ),
+            (
+                v1::CreateInstanceRequest {
+                    on_lost_memory: 77,
+                    ..good.clone()
+                },
+                "on_lost_memory",
             ),
             (
                 v1::CreateInstanceRequest {

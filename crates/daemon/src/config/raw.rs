@@ -67,6 +67,8 @@ pub struct RawNetwork {
     pub parked_per_sleeper: String,
     /// Name servers that guests are told of.
     pub name_servers: Vec<String>,
+    /// Sleepers that `setup` raises the host's limits for when it is not told how many.
+    pub sleepers: u32,
 }
 
 /// `[hypervisor]`.
@@ -139,6 +141,7 @@ impl Default for RawConfig {
                 masquerade: true,
                 parked_per_sleeper: "64MiB".to_owned(),
                 name_servers: Vec::new(),
+                sleepers: 10_000,
             },
             hypervisor: RawHypervisor {
                 qemu: "qemu-system-x86_64".to_owned(),

@@ -57,6 +57,8 @@ pub struct Config {
     pub masquerade: bool,
     /// Most bytes that wait for one sleeper.
     pub parked_per_sleeper: Bytes,
+    /// Sleepers that the host is set up for.
+    pub sleepers: u32,
     /// Name servers of guests.
     pub name_servers: Vec<IpAddr>,
     /// The QEMU program.
@@ -301,6 +303,7 @@ impl RawConfig {
                 Ipv6Addr::UNSPECIFIED,
             ),
             masquerade: network.masquerade,
+            sleepers: network.sleepers,
             parked_per_sleeper: problems
                 .parse("network.parked_per_sleeper", &network.parked_per_sleeper)
                 .unwrap_or_default(),

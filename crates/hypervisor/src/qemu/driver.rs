@@ -15,6 +15,7 @@ use super::translate::Execution;
 use super::vm::QemuVm;
 use crate::accelerator::Accelerator;
 use crate::error::DriverError;
+use crate::kept::ProgramSource;
 use crate::metrics::{self, Step};
 use crate::parts::{Identity, LaunchSpec, Parts};
 use crate::port::{Abilities, Adopted, Deadline, Driver, DriverKind, Probe, Vm};
@@ -106,6 +107,12 @@ impl QemuDriver {
         };
         Ok((
             Probe {
+                program: Some(ProgramSource {
+                    version: version.clone(),
+                    data: probe::data_directories(&config.program).await?,
+                    modules: probe::modules(&config.program),
+                    program: config.program.clone(),
+                }),
                 version,
                 accelerator,
                 can,

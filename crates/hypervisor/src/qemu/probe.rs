@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_sys::spawn::{FIRST_DESCRIPTOR, Program, spawn};
@@ -25,22 +25,66 @@ use crate::port::Deadline;
 
 /// Asks the program for its version.
 pub(super) async fn version(program: &Path) -> Result<String, DriverError> {
-    let fail = |why: String| DriverError::Program {
+    let text = said(program, &["--version"]).await?;
+    parse_version(&text).ok_or_else(|| unusable(program, "it did not tell its version".into()))
+}
+
+/// Asks the program where it looks for firmware. It looks beside itself: what is kept elsewhere must be told.
+pub(super) async fn data_directories(program: &Path) -> Result<Vec<PathBuf>, DriverError> {
+    let text = said(program, &["-L", "help"]).await?;
+    let real = |line: &str| std::fs::canonicalize(line).ok();
+    Ok(text.lines().filter_map(real).collect())
+}
+
+/// The modules that execute guests, where the program was built with such: `accel-*.so` in the directory of
+/// its modules. Of those elsewhere none is found, and a program that needs one does not start from where it
+/// is kept.
+pub(super) fn modules(program: &Path) -> Vec<PathBuf> {
+    let real = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    let Some(prefix) = real.parent().and_then(Path::parent) else {
+        return Vec::new();
+    };
+    let triplet = "lib/x86_64-linux-gnu/qemu";
+    let found = [triplet, "lib/qemu", "lib64/qemu"]
+        .iter()
+        .map(|folder| prefix.join(folder))
+        .find(|folder| folder.is_dir());
+    let Some(Ok(entries)) = found.map(std::fs::read_dir) else {
+        return Vec::new();
+    };
+    let mut modules: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("accel-") && name.ends_with("x86_64.so")
+        })
+        .map(|entry| entry.path())
+        .collect();
+    modules.sort();
+    modules
+}
+
+fn unusable(program: &Path, why: String) -> DriverError {
+    DriverError::Program {
         program: program.to_owned(),
         why,
-    };
+    }
+}
+
+/// What the program prints.
+async fn said(program: &Path, arguments: &[&str]) -> Result<String, DriverError> {
     let output = tokio::process::Command::new(program)
-        .arg("--version")
+        .args(arguments)
         .env_clear()
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)
         .output();
     let output = tokio::time::timeout(Duration::from_secs(5), output)
         .await
-        .map_err(|_| fail("it did not tell its version within 5 s".into()))?
-        .map_err(|error| fail(error.to_string()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    parse_version(&text).ok_or_else(|| fail("it did not tell its version".into()))
+        .map_err(|_| unusable(program, "it said nothing within 5 s".into()))?
+        .map_err(|error| unusable(program, error.to_string()))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// `QEMU emulator version 7.2.22 (Debian …)` on the first line.

@@ -230,7 +230,20 @@ fn spawn_monitor(plan: &Plan) -> Result<Newborn, DriverError> {
     let mut numbers = Numbers::default();
     let layout = lay_out(plan, console.as_fd(), &mut numbers);
     let name = plan.program.as_os_str().as_bytes();
-    let words = arguments(&plan.spec, &layout, plan.execution, plan.sandbox);
+    let kept = plan.parts.program.as_ref().map(|part| {
+        let program = numbers.take(part.program.as_fd());
+        let modules = numbers.take(part.modules.as_fd());
+        (Layout::path(program), Layout::path(modules), &part.data)
+    });
+    let mut words = arguments(&plan.spec, &layout, plan.execution, plan.sandbox);
+    let mut environment = Vec::new();
+    if let Some((_, modules, data)) = &kept {
+        // Started from elsewhere it finds neither beside itself.
+        environment.push(format!("QEMU_MODULE_DIR={modules}"));
+        for directory in *data {
+            words.extend(["-L".to_owned(), directory.display().to_string()]);
+        }
+    }
     let mut argv = Vec::with_capacity(words.len() + 1);
     for word in std::iter::once(name.to_vec()).chain(words.into_iter().map(String::into_bytes)) {
         let nul = |_| DriverError::Part {
@@ -239,13 +252,21 @@ fn spawn_monitor(plan: &Plan) -> Result<Newborn, DriverError> {
         };
         argv.push(CString::new(word).map_err(nul)?);
     }
-    let path = argv.first().cloned().unwrap_or_default();
+    let path = match &kept {
+        // By its descriptor: its user has no way to where it is kept.
+        Some((program, ..)) => CString::new(program.as_str()).unwrap_or_default(),
+        None => argv.first().cloned().unwrap_or_default(),
+    };
+    let environment: Vec<CString> = environment
+        .into_iter()
+        .filter_map(|variable| CString::new(variable).ok())
+        .collect();
     let cgroups: Vec<_> = plan.parts.cgroups.iter().map(AsFd::as_fd).collect();
     let namespaces: Vec<_> = plan.parts.namespaces.iter().map(AsFd::as_fd).collect();
     let started = spawn(&Program {
         path: &path,
         arguments: &argv,
-        environment: &[],
+        environment: &environment,
         descriptors: &numbers.0,
         output: plan.parts.log.as_fd(),
         identity: plan.parts.identity,

@@ -61,7 +61,7 @@ impl Figures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{BootId, Kept, MemoryImage, Record};
+    use crate::machine::{BootId, Expected, Kept, MemoryImage, Record, Settled};
     use crate::record::tests::remembered;
     use dormouse_model::{Generation, SleepTrigger, WakeCause};
     use std::time::Duration;
@@ -75,6 +75,8 @@ mod tests {
             generation: Generation(1),
             boot: BootId(1),
             kept,
+            expected: Expected::default(),
+            settled: Settled::Open,
         };
         Step::Write(Record {
             phase: Phase::Standby { image },
@@ -103,7 +105,12 @@ mod tests {
         figures.knocked(State::Sleeping, at(16));
         figures.step_done(&Step::LetGo, State::Sleeping, at(30), &mut view);
         // The spill's record is no second standby.
-        figures.step_done(&standby(Kept::Spilled), State::Standby, at(40), &mut view);
+        figures.step_done(
+            &standby(Kept::Spilled { inode: 2 }),
+            State::Standby,
+            at(40),
+            &mut view,
+        );
         figures.asked(WAKE, at(50));
         figures.step_done(&Step::Open, State::Waking, at(70), &mut view);
         assert_eq!((view.standbys, view.wakes), (before.0 + 1, before.1 + 1));

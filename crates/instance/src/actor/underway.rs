@@ -169,7 +169,10 @@ impl Underway {
 
 /// Whether a step runs beside the instance's life: what follows does not wait for it.
 const fn is_background(step: &Step) -> bool {
-    matches!(step, Step::Spill { .. } | Step::Greet)
+    matches!(
+        step,
+        Step::Spill { .. } | Step::Settle { .. } | Step::Verify { .. } | Step::Greet
+    )
 }
 
 #[cfg(test)]

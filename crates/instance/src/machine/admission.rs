@@ -160,7 +160,7 @@ impl Machine {
                 answer
             }
             (Some(Plan::LetGo), _) => self.wait_for(ticket, Wanted::Sleep, Answer::AlreadySo),
-            (None | Some(Plan::Leftover), Rest::Asleep) => {
+            (None | Some(Plan::Leftover | Plan::Forget), Rest::Asleep) => {
                 Self::at_once(ticket, Outcome::Sleep(SleepEnd::Committed), out)
             }
             (None | Some(_), _) => self.wrong_state(),
@@ -221,7 +221,7 @@ impl Machine {
             (None, Rest::Asleep) => {
                 let answer = self.wait_for(ticket, Wanted::Wake, Answer::Accepted);
                 if answer == Answer::Accepted {
-                    self.begin(now, Plan::Wake, out);
+                    self.begin_wake(now, out);
                 }
                 answer
             }
@@ -229,7 +229,10 @@ impl Machine {
                 self.begin(now, Plan::Wake, out);
                 self.wait_for(ticket, Wanted::Wake, Answer::Accepted)
             }
-            (Some(Plan::Wake | Plan::Revive | Plan::Unsleep), _) => {
+            (Some(Plan::Wake | Plan::Revive | Plan::Unsleep | Plan::ColdBoot | Plan::Release), _) => {
+                self.wait_for(ticket, Wanted::Wake, Answer::AlreadySo)
+            }
+            (None, Rest::Awake) if self.shut_until_ready => {
                 self.wait_for(ticket, Wanted::Wake, Answer::AlreadySo)
             }
             (Some(Plan::Sleep), _) => {
@@ -239,7 +242,7 @@ impl Machine {
                 }
                 answer
             }
-            (Some(Plan::LetGo | Plan::Leftover), _) => {
+            (Some(Plan::LetGo | Plan::Leftover | Plan::Forget), _) => {
                 let answer = self.wait_for(ticket, Wanted::Wake, Answer::Accepted);
                 if answer == Answer::Accepted {
                     self.wake_after = Some(cause);

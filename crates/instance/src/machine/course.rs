@@ -1,7 +1,9 @@
 //! How plans run: steps out, outcomes in, failures, retries.
 
 use dormouse_model::plant::{Plant, planted};
-use dormouse_model::{Attempt, FailReason, MonoTime, SleepEnd, State, WakeEnd};
+use dormouse_model::{
+    Attempt, FailReason, ImagePart, Lost, MonoTime, OnLostMemory, PartFault, SleepEnd, State, WakeEnd,
+};
 
 use super::plan::{Kind, OnFailure, Plan};
 use super::{
@@ -27,9 +29,12 @@ impl Machine {
             self.cut_short(out);
         }
         match plan {
-            Plan::Start => {
+            Plan::Start | Plan::ColdBoot => {
                 self.readiness = Readiness::Booting;
                 self.process = None;
+                self.shut_until_ready = plan == Plan::ColdBoot;
+                self.write_unknown = false;
+                self.wake_after = None;
             }
             Plan::Sleep => {
                 self.write_unknown = false;
@@ -45,6 +50,9 @@ impl Machine {
             Plan::Unsleep
             | Plan::LetGo
             | Plan::Spill
+            | Plan::Settle
+            | Plan::Forget
+            | Plan::Release
             | Plan::Unwake
             | Plan::Revive
             | Plan::Readopt
@@ -127,6 +135,11 @@ impl Machine {
             // A caller's sleep does not ask whether there was traffic.
             (Plan::Sleep, Kind::Prove) => self.trigger.yields_to_traffic(),
             (Plan::Unsleep, Kind::WriteRunning) | (Plan::Unwake, Kind::UnmarkConsumed) => self.write_unknown,
+            (Plan::Wake, Kind::Verify) => self.image.is_some_and(|image| image.boot != self.settings.boot),
+            (_, Kind::WriteImage) => self
+                .image
+                .is_some_and(|image| self.record.phase != Phase::Standby { image }),
+            (_, Kind::WriteCold) => !matches!(self.record.phase, Phase::Cold { .. }),
             (Plan::Stop, Kind::Shutdown) => self.process.is_some(),
             (Plan::Stop, Kind::WriteStopped) => self.record.phase != Phase::Stopped,
             (Plan::Delete, Kind::Shutdown) => self.process.is_some() && self.removal == Removal::Graceful,
@@ -163,9 +176,17 @@ impl Machine {
                 let (process, readiness) = (self.process?, self.readiness);
                 self.write(Phase::Running { process, readiness })
             }
-            Kind::Commit | Kind::UnmarkConsumed => {
+            Kind::UnmarkConsumed if self.lost.is_some() => {
+                let lost = self.lost.clone()?;
+                self.write(Phase::Cold { lost })
+            }
+            Kind::Commit | Kind::UnmarkConsumed | Kind::WriteImage => {
                 let image = self.image?;
                 self.write(Phase::Standby { image })
+            }
+            Kind::WriteCold => {
+                let lost = self.lost.clone()?;
+                self.write(Phase::Cold { lost })
             }
             Kind::WriteSpilled => {
                 let image = self.spilled?;
@@ -198,6 +219,8 @@ impl Machine {
             Kind::LetGo => Step::LetGo,
             Kind::Spill => Step::Spill { image: self.image? },
             Kind::DropResident => Step::DropResident,
+            Kind::Settle => Step::Settle { image: self.image? },
+            Kind::Verify => Step::Verify { image: self.image? },
             Kind::Restore => Step::Restore { image: self.image? },
             Kind::Resume => Step::Resume,
             Kind::Greet => Step::Greet,
@@ -248,6 +271,13 @@ impl Machine {
                 self.image = Some(image);
             }
             (Kind::Spill, Done::Image(image)) => self.spilled = Some(image),
+            (Kind::Settle | Kind::Verify, Done::Image(image))
+                if self
+                    .image
+                    .is_some_and(|known| known.generation == image.generation) =>
+            {
+                self.image = Some(image);
+            }
             (Kind::WriteSpilled, Done::Plain) => self.image = self.spilled.take(),
             // Unless meanwhile a caller joined who wants it whatever arrives.
             (Kind::Prove, Done::Traffic) if self.trigger.yields_to_traffic() => {
@@ -268,7 +298,7 @@ impl Machine {
             }
             (Kind::LetGo | Kind::EndProcess, Done::Plain) => self.process = None,
             (
-                Kind::Launch | Kind::Restore | Kind::Save | Kind::Spill,
+                Kind::Launch | Kind::Restore | Kind::Save | Kind::Spill | Kind::Settle | Kind::Verify,
                 Done::Plain | Done::Process(_) | Done::Image(_) | Done::Traffic,
             ) => {
                 return Err(StepFailure::Lasting {
@@ -302,7 +332,12 @@ impl Machine {
                     self.run(now, out);
                 }
             }
-            OnFailure::Abandon => self.course = None,
+            OnFailure::Abandon => {
+                self.course = None;
+                if let StepFailure::Untrusted { lost, .. } = failure {
+                    self.lose_image(now, (**lost).clone(), out);
+                }
+            }
             OnFailure::RetryThenFail | OnFailure::RetryThenSkip | OnFailure::RetryThenRest => {
                 let failures = course.failures + 1;
                 if failures < self.settings.limits.tries {
@@ -385,7 +420,28 @@ impl Machine {
                 self.write_unknown = kind == Kind::MarkConsumed;
                 self.unwoken = match failure {
                     StepFailure::Passing { .. } => WakeEnd::StillAsleep { why },
+                    StepFailure::Untrusted { lost, .. } => WakeEnd::Failed {
+                        why: self.note_loss((**lost).clone()),
+                    },
+                    // Whoever alone can load it will not: by policy that is as good as no image.
+                    StepFailure::Lasting { .. }
+                        if kind == Kind::Restore && self.settings.on_lost == OnLostMemory::ColdBoot =>
+                    {
+                        let lost = Lost::differs(ImagePart::State, PartFault::Refused, why, "");
+                        WakeEnd::Failed {
+                            why: self.note_loss(lost),
+                        }
+                    }
                     StepFailure::Lasting { .. } => WakeEnd::Failed { why },
+                };
+                self.begin(now, Plan::Unwake, out);
+            }
+            Plan::ColdBoot if self.turn == Some(Turn::Stop) => self.begin_stop(now, out),
+            Plan::ColdBoot => {
+                self.write_unknown = kind == Kind::WriteRunning;
+                self.unwoken = match failure {
+                    StepFailure::Passing { .. } => WakeEnd::StillAsleep { why },
+                    StepFailure::Lasting { .. } | StepFailure::Untrusted { .. } => WakeEnd::Failed { why },
                 };
                 self.begin(now, Plan::Unwake, out);
             }
@@ -400,6 +456,9 @@ impl Machine {
             Plan::Unsleep
             | Plan::LetGo
             | Plan::Spill
+            | Plan::Settle
+            | Plan::Forget
+            | Plan::Release
             | Plan::Unwake
             | Plan::Revive
             | Plan::Readopt

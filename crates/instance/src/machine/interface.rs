@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dormouse_model::workload::SleepSupport;
 use dormouse_model::{
-    Attempt, FailReason, Fault, Generation, Kind, MonoTime, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd,
+    Attempt, FailReason, Fault, Generation, Kind, Lost, MonoTime, SleepEnd, SleepTrigger, State, WakeCause,
+    WakeEnd,
 };
 
 use super::record::{MemoryImage, ProcessIdentity, Record};
@@ -200,7 +201,7 @@ pub enum Done {
     Plain,
     /// [`Step::Launch`] and [`Step::Restore`]: the process.
     Process(ProcessIdentity),
-    /// [`Step::Save`] and [`Step::Spill`]: the image as it is now.
+    /// [`Step::Save`], [`Step::Spill`], [`Step::Settle`] and [`Step::Verify`]: the image as it is now.
     Image(MemoryImage),
     /// [`Step::Prove`]: there was traffic after all.
     Traffic,
@@ -214,19 +215,35 @@ pub enum StepFailure {
         /// The chain of causes.
         why: String,
     },
-    /// It will never succeed: an image that is not what was saved, a missing binary.
+    /// It will never succeed: a missing binary, a request that makes no sense.
     Lasting {
         /// The chain of causes.
+        why: String,
+    },
+    /// The image is not what was saved: it must never be loaded.
+    Untrusted {
+        /// Which part, and what is wrong with it.
+        lost: Box<Lost>,
+        /// The same in words.
         why: String,
     },
 }
 
 impl StepFailure {
+    /// The failure of a step that found an image to be lost.
+    #[must_use]
+    pub fn untrusted(lost: Lost) -> Self {
+        Self::Untrusted {
+            why: lost.to_string(),
+            lost: Box::new(lost),
+        }
+    }
+
     /// The chain of causes.
     #[must_use]
     pub fn why(&self) -> &str {
         match self {
-            Self::Passing { why } | Self::Lasting { why } => why,
+            Self::Passing { why } | Self::Lasting { why } | Self::Untrusted { why, .. } => why,
         }
     }
 }
@@ -307,7 +324,19 @@ pub enum Step {
     },
     /// Drop the resident RAM file: the record says that the disk is the truth.
     DropResident,
-    /// Start a process and load this image into it; the guest stays paused.
+    /// Make sure, in the background, that memory on disk outlives this boot: flush it and take its digest;
+    /// or, when it was settled in an earlier boot, compare it with its digest.
+    Settle {
+        /// Of which image.
+        image: MemoryImage,
+    },
+    /// Compare memory that an earlier boot settled with its digest, before it is loaded.
+    Verify {
+        /// Of which image.
+        image: MemoryImage,
+    },
+    /// Compare every other part of this image with what was saved, start a process and load the image
+    /// into it; the guest stays paused.
     Restore {
         /// What to load.
         image: MemoryImage,
@@ -355,6 +384,8 @@ impl Step {
             Self::LetGo => "let_go",
             Self::Spill { .. } => "spill",
             Self::DropResident => "drop_resident",
+            Self::Settle { .. } => "settle",
+            Self::Verify { .. } => "verify",
             Self::Restore { .. } => "restore",
             Self::Resume => "resume",
             Self::Greet => "greet",
@@ -387,7 +418,7 @@ pub enum Effect {
         /// When the machine stops waiting. The executor gives up a little earlier and says so.
         deadline: MonoTime,
     },
-    /// The step may end early. A background step ([`Step::Spill`], [`Step::Greet`]) is dropped and
+    /// The step may end early. A background step ([`Step::Spill`], [`Step::Settle`], [`Step::Greet`]) is dropped and
     /// no longer awaited: what follows must not wait for it.
     CutShort {
         /// Which.

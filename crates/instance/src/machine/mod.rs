@@ -57,6 +57,24 @@
 //!
 //! **Deleting**: runs to its end; when a step keeps failing it rests there until asked again.
 //!
+//! **Lost images**: an image that a step finds to be other than what was saved is never loaded. The
+//! attempt is cleared away (`Unwake`); then, by policy, the workload is `Failed` with the part that is
+//! wrong, or it sleeps on without an image (`Forget`) and its next wake boots it (`ColdBoot`):
+//!
+//! ```text
+//!  Standby ── wake ──▶ Wake ── untrusted ──▶ Unwake ──┬─ stay-stopped ──▶ Bury ──▶ Failed
+//!     │ └─ Settle ── untrusted ───────────────────────┤
+//!     │                                               └─ cold-boot ──▶ Forget ──▶ Standby, no image
+//!     └─ no image: wake ──▶ ColdBoot ──▶ Initializing ── ready ──▶ Release ──▶ Running
+//! ```
+//!
+//! What waits at the link of a cold boot stays parked until its guest is ready. A daemon that starts
+//! meanwhile opens the link at once, as that of any guest that boots.
+//!
+//! **Settled memory**: memory on disk is good for the boot in which it was written. In the background it is
+//! flushed and its digest recorded (`Settle`), from when on it outlives a reboot; after one it is compared
+//! with that digest once, in the background (`Settle` again) or at the latest before the wake (`Verify`).
+//!
 //! Numbers: an outcome counts only while its step is the outstanding one. Late outcomes are counted
 //! and ignored. One step is outstanding at a time; a background step that is cut short no longer is.
 
@@ -72,14 +90,16 @@ mod turn;
 use std::time::Duration;
 
 use dormouse_model::workload::SleepSupport;
-use dormouse_model::{Attempt, FailReason, MonoTime, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd};
+use dormouse_model::{
+    Attempt, FailReason, Lost, MonoTime, OnLostMemory, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd,
+};
 
 pub use interface::{
     Answer, Asker, CancelReason, Done, Effect, Exit, Input, Outcome, Refusal, Removal, Request, Step,
     StepFailure, Ticket,
 };
 pub use plan::Limits;
-pub use record::{BootId, Kept, MemoryImage, Phase, ProcessIdentity, Readiness, Record};
+pub use record::{BootId, Expected, Kept, MemoryImage, Phase, ProcessIdentity, Readiness, Record, Settled};
 
 use plan::Plan;
 
@@ -94,6 +114,10 @@ pub struct Settings {
     pub sleep_support: SleepSupport,
     /// Whether a resident image moves to disk in `Standby`.
     pub spill: SpillPolicy,
+    /// What follows when an image is lost.
+    pub on_lost: OnLostMemory,
+    /// This boot of the host.
+    pub boot: BootId,
 }
 
 /// Whether memory on tmpfs goes to disk while its guest sleeps.
@@ -196,6 +220,12 @@ pub struct Machine {
     image: Option<MemoryImage>,
     /// The image as it will be once the record says that it spilled.
     spilled: Option<MemoryImage>,
+    /// Of a sleeper without an image: why it has none.
+    lost: Option<Lost>,
+    /// Why the image that an attempt was to load is lost, until the attempt is cleared away.
+    loss: Option<Lost>,
+    /// Whether the link opens only when the guest is ready: of a cold boot.
+    shut_until_ready: bool,
     trigger: SleepTrigger,
     /// How the sleep that is being undone ends.
     undone: SleepEnd,
@@ -232,6 +262,9 @@ impl Machine {
             ready_by: None,
             image: None,
             spilled: None,
+            lost: None,
+            loss: None,
+            shut_until_ready: false,
             trigger: SleepTrigger::Engine,
             undone: SleepEnd::Interrupted,
             unwoken: WakeEnd::Gone,
@@ -257,7 +290,7 @@ impl Machine {
         now: MonoTime,
         out: &mut Vec<Effect>,
     ) -> Self {
-        let decision = adoption::decide(&record, facts);
+        let decision = adoption::decide(&record, facts, settings.on_lost);
         let mut machine = Self {
             record,
             dirty: true,
@@ -281,6 +314,12 @@ impl Machine {
                 // Only a guest that was ready is put to sleep.
                 machine.readiness = Readiness::Ready;
                 machine.begin(now, Plan::Leftover, out);
+            }
+            Decision::KeepCold { lost } => {
+                machine.rest = Rest::Asleep;
+                machine.lost = Some(lost);
+                machine.readiness = Readiness::Ready;
+                machine.begin(now, Plan::Forget, out);
             }
             Decision::Finish(Unfinished::Start) => machine.begin(now, Plan::Start, out),
             Decision::Finish(Unfinished::Stop) => {
@@ -360,13 +399,21 @@ impl Machine {
         match self.course.map(|course| course.plan) {
             Some(Plan::Start) => State::Starting,
             Some(Plan::Sleep | Plan::Unsleep | Plan::LetGo) => State::Sleeping,
-            Some(Plan::Wake | Plan::Unwake | Plan::Revive) => State::Waking,
+            Some(Plan::Wake | Plan::Unwake | Plan::Revive | Plan::ColdBoot) => State::Waking,
             Some(Plan::Stop) => self.stop_from,
             Some(Plan::Delete) => State::Deleting,
             Some(Plan::Bury) => State::Failed,
-            Some(Plan::Readopt | Plan::Greet | Plan::NoteReady | Plan::Leftover | Plan::Spill) | None => {
-                self.resting_state()
-            }
+            Some(
+                Plan::Readopt
+                | Plan::Release
+                | Plan::Greet
+                | Plan::NoteReady
+                | Plan::Leftover
+                | Plan::Forget
+                | Plan::Spill
+                | Plan::Settle,
+            )
+            | None => self.resting_state(),
         }
     }
 
@@ -402,6 +449,12 @@ impl Machine {
     #[must_use]
     pub const fn image(&self) -> Option<MemoryImage> {
         self.image
+    }
+
+    /// Why a sleeper has no image; `None` when it has one, or is no sleeper.
+    #[must_use]
+    pub const fn lost(&self) -> Option<&Lost> {
+        self.lost.as_ref()
     }
 
     /// What was last handed to a write.

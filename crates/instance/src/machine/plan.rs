@@ -15,6 +15,10 @@ pub(super) enum Kind {
     WriteRunning,
     Commit,
     WriteSpilled,
+    /// The image as it was settled or verified.
+    WriteImage,
+    /// Asleep without an image.
+    WriteCold,
     MarkConsumed,
     /// Takes back a consumed mark of which nobody knows whether it is durable.
     UnmarkConsumed,
@@ -35,6 +39,8 @@ pub(super) enum Kind {
     LetGo,
     Spill,
     DropResident,
+    Settle,
+    Verify,
     Restore,
     Resume,
     Greet,
@@ -60,6 +66,15 @@ pub(super) enum Plan {
     LetGo,
     /// In `Standby`, in the background: memory goes to disk.
     Spill,
+    /// In `Standby`, in the background: memory on disk is made to outlive this boot, or shown to have
+    /// outlived the last one.
+    Settle,
+    /// In `Standby`: the image is lost and its files go.
+    Forget,
+    /// `Standby` without an image to a process that boots; the link stays shut until the guest is ready.
+    ColdBoot,
+    /// The guest of a cold boot is ready: what waits for it is let go.
+    Release,
     /// `Standby` to the consumed mark.
     Wake,
     /// Back from `Wake` to `Standby`.
@@ -124,6 +139,19 @@ impl Plan {
             Self::Readopt => &[Kind::AttachLink, Kind::Resume, Kind::Open],
             Self::Leftover => &[Kind::LetGo, Kind::AttachLink],
             Self::Spill => &[Kind::Spill, Kind::WriteSpilled, Kind::DropResident],
+            Self::Settle => &[Kind::Settle, Kind::WriteImage],
+            Self::Forget => &[Kind::WriteCold, Kind::LetGo, Kind::DropMemory, Kind::AttachLink],
+            // The link is there, with what is parked at it.
+            Self::ColdBoot => &[
+                Kind::WriteCold,
+                Kind::DropMemory,
+                Kind::PrepareDisks,
+                Kind::AttachLink,
+                Kind::MakeTap,
+                Kind::Launch,
+                Kind::WriteRunning,
+            ],
+            Self::Release => &[Kind::Open],
             Self::Wake => wake_steps(),
             // The record first again: a crash between the two finds a sleeper with a leftover process,
             // not a process that ended.
@@ -152,11 +180,14 @@ impl Plan {
     /// Whether a request may begin its own plan at once, without waiting for this one's step.
     pub(super) const fn is_background(self) -> bool {
         match self {
-            Self::Spill | Self::Greet | Self::NoteReady => true,
+            Self::Spill | Self::Settle | Self::Greet | Self::NoteReady => true,
             Self::Start
             | Self::Sleep
             | Self::Unsleep
             | Self::LetGo
+            | Self::Forget
+            | Self::ColdBoot
+            | Self::Release
             | Self::Wake
             | Self::Unwake
             | Self::Revive
@@ -171,11 +202,16 @@ impl Plan {
     /// What a failure of `step` means.
     pub(super) const fn on_failure(self, step: Kind) -> OnFailure {
         match self {
-            Self::Start | Self::Sleep | Self::Wake => OnFailure::Undo,
-            Self::Unsleep | Self::LetGo | Self::Unwake | Self::Revive | Self::Readopt | Self::Leftover => {
-                OnFailure::RetryThenFail
-            }
-            Self::Spill | Self::Greet | Self::NoteReady => OnFailure::Abandon,
+            Self::Start | Self::Sleep | Self::Wake | Self::ColdBoot => OnFailure::Undo,
+            Self::Unsleep
+            | Self::LetGo
+            | Self::Forget
+            | Self::Release
+            | Self::Unwake
+            | Self::Revive
+            | Self::Readopt
+            | Self::Leftover => OnFailure::RetryThenFail,
+            Self::Spill | Self::Settle | Self::Greet | Self::NoteReady => OnFailure::Abandon,
             // The kill comes next.
             Self::Stop | Self::Delete if matches!(step, Kind::Shutdown) => OnFailure::Skip,
             Self::Stop => OnFailure::RetryThenFail,
@@ -217,9 +253,16 @@ fn let_go_steps() -> &'static [Kind] {
 
 fn wake_steps() -> &'static [Kind] {
     if planted(Plant::ConsumedMarkAfterResume) {
-        return &[Kind::MakeTap, Kind::Restore];
+        return &[Kind::Verify, Kind::WriteImage, Kind::MakeTap, Kind::Restore];
     }
-    &[Kind::MakeTap, Kind::Restore, Kind::MarkConsumed]
+    // The first two only once a boot, and only when the background had not come that far.
+    &[
+        Kind::Verify,
+        Kind::WriteImage,
+        Kind::MakeTap,
+        Kind::Restore,
+        Kind::MarkConsumed,
+    ]
 }
 
 fn revive_steps() -> &'static [Kind] {
@@ -267,8 +310,10 @@ pub struct Limits {
     pub process: Duration,
     /// For making or removing disks.
     pub files: Duration,
-    /// For copying memory to disk.
+    /// For copying memory to disk, and for comparing it before a wake.
     pub spill: Duration,
+    /// For settling memory in the background, behind that of all other sleepers.
+    pub settle: Duration,
     /// From the launch until the guest must be ready.
     pub ready: Duration,
     /// A graceful removal's grace, and a stop's that the daemon finds begun.
@@ -290,6 +335,7 @@ impl Limits {
         process: Duration::from_secs(60),
         files: Duration::from_secs(300),
         spill: Duration::from_secs(600),
+        settle: Duration::from_secs(6 * 3600),
         ready: Duration::from_secs(300),
         removal_grace: Duration::from_secs(2),
         retry_pause: Duration::from_millis(50),
@@ -304,6 +350,8 @@ impl Limits {
             | Kind::WriteRunning
             | Kind::Commit
             | Kind::WriteSpilled
+            | Kind::WriteImage
+            | Kind::WriteCold
             | Kind::MarkConsumed
             | Kind::UnmarkConsumed
             | Kind::WriteStopping
@@ -328,7 +376,8 @@ impl Limits {
             Kind::Prove => self.prove,
             Kind::Launch | Kind::Save | Kind::Restore => self.process,
             Kind::PrepareDisks | Kind::RemoveFiles => self.files,
-            Kind::Spill => self.spill,
+            Kind::Spill | Kind::Verify => self.spill,
+            Kind::Settle => self.settle,
             Kind::Shutdown => self.step.saturating_add(grace),
         }
     }

@@ -4,7 +4,7 @@
 //! after any crash (`adoption.rs`). It says what is true of the past, never what is hoped for: a
 //! record announces an act before the act, or closes it after.
 
-use dormouse_model::{FailReason, Generation};
+use dormouse_model::{Bytes, Digest, FailReason, Generation, Lost};
 
 /// One boot of the host: the bits of `/proc/sys/kernel/random/boot_id`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,19 +39,46 @@ pub enum Kept {
         /// The file's inode, which tells it from a later file of the same name.
         inode: u64,
     },
-    /// In the RAM file on disk.
-    Spilled,
+    /// In the RAM file on disk with this inode, which counts in the boot that the image names.
+    Spilled {
+        /// The file's inode.
+        inode: u64,
+    },
+}
+
+/// Whether what the RAM file on disk holds is known to be there after a power loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Settled {
+    /// Nobody flushed it, or nobody knows what it should be: it is good for this boot only.
+    Open,
+    /// It was flushed, and this was its digest (`trust/digest.rs`).
+    At(Digest),
+}
+
+/// What the files of an image are compared with before a look into the manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Expected {
+    /// SHA-256 of the manifest.
+    pub manifest: Digest,
+    /// Length of the device state.
+    pub state: Bytes,
+    /// Length of the RAM file.
+    pub memory: Bytes,
 }
 
 /// A memory image that a wake may load, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MemoryImage {
-    /// Which sleep made it; the device-state file carries the same number.
+    /// Which sleep made it; the files of device state and manifest carry the same number.
     pub generation: Generation,
-    /// The boot in which it was made.
+    /// The boot in which its memory was last known to be whole: that of the sleep, or of a check since.
     pub boot: BootId,
     /// Where its memory is.
     pub kept: Kept,
+    /// What its files are compared with.
+    pub expected: Expected,
+    /// Whether its memory outlives this boot.
+    pub settled: Settled,
 }
 
 /// What a record says of a workload's life.
@@ -72,6 +99,11 @@ pub enum Phase {
     Standby {
         /// The image.
         image: MemoryImage,
+    },
+    /// It sleeps and its image is lost: the next wake boots it.
+    Cold {
+        /// Why.
+        lost: Lost,
     },
     /// A stop was begun.
     Stopping,

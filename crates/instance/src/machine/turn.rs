@@ -1,11 +1,12 @@
 //! Where plans end and where they turn: what interrupts them at a step boundary, what their end
 //! makes of the workload, and what happens to it that no plan asked for.
 
-use dormouse_model::{FailReason, MonoTime, SleepEnd, State, WakeCause, WakeEnd};
+use dormouse_model::{FailReason, Lost, MonoTime, OnLostMemory, SleepEnd, State, WakeCause, WakeEnd};
 
 use super::plan::{Kind, Plan};
 use super::{
-    CancelReason, Effect, Exit, Kept, Machine, Outcome, Readiness, Rest, SpillPolicy, Turn, Wait, Wanted,
+    CancelReason, Effect, Exit, Kept, Machine, Outcome, Readiness, Rest, Settled, SpillPolicy, Turn, Wait,
+    Wanted,
 };
 
 impl Machine {
@@ -71,6 +72,37 @@ impl Machine {
         self.begin(now, Plan::Bury, out);
     }
 
+    /// Remembers what the image was lost by, until the attempt to load it is cleared away; in words.
+    pub(super) fn note_loss(&mut self, lost: Lost) -> String {
+        let why = FailReason::ImageLost(lost.clone()).to_string();
+        self.loss = Some(lost);
+        why
+    }
+
+    /// A sleeper's image is lost and nothing of an attempt to load it is left: what the policy says.
+    pub(super) fn lose_image(&mut self, now: MonoTime, lost: Lost, out: &mut Vec<Effect>) {
+        match self.settings.on_lost {
+            OnLostMemory::StayStopped => self.bury(now, FailReason::ImageLost(lost), out),
+            OnLostMemory::ColdBoot => {
+                self.image = None;
+                self.lost = Some(lost);
+                let wanted = self.waiters.iter().any(|(_, wanted)| *wanted == Wanted::Wake);
+                let plan = if wanted { Plan::ColdBoot } else { Plan::Forget };
+                self.begin(now, plan, out);
+            }
+        }
+    }
+
+    /// Wakes a sleeper: from its image, or without one.
+    pub(super) fn begin_wake(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
+        let plan = if self.lost.is_some() {
+            Plan::ColdBoot
+        } else {
+            Plan::Wake
+        };
+        self.begin(now, plan, out);
+    }
+
     /// Asks for a turn and takes it at once when no step is outstanding.
     pub(super) fn turn_to(&mut self, now: MonoTime, turn: Turn, out: &mut Vec<Effect>) {
         self.raise(turn);
@@ -104,7 +136,9 @@ impl Machine {
         match turn {
             Turn::Delete => self.begin(now, Plan::Delete, out),
             Turn::Stop => match foreground {
-                None | Some(Plan::Start | Plan::Readopt | Plan::Leftover) => self.begin_stop(now, out),
+                None | Some(Plan::Start | Plan::ColdBoot | Plan::Readopt | Plan::Leftover) => {
+                    self.begin_stop(now, out);
+                }
                 Some(Plan::Sleep) if before_commit => {
                     self.undone = SleepEnd::Refused {
                         state: State::Stopping,
@@ -157,21 +191,23 @@ impl Machine {
                 self.image = None;
                 return self.begin(now, Plan::Revive, out);
             }
-            Plan::Start | Plan::Unsleep | Plan::Revive | Plan::Readopt => self.awake(now, plan, out),
-            Plan::LetGo | Plan::Leftover | Plan::Unwake => self.asleep(now, plan, out),
-            Plan::Spill | Plan::Greet | Plan::NoteReady => self.course = None,
+            Plan::Start | Plan::Unsleep | Plan::Revive | Plan::Readopt | Plan::ColdBoot | Plan::Release => {
+                self.awake(now, plan, out);
+            }
+            Plan::LetGo | Plan::Leftover | Plan::Unwake | Plan::Forget => self.asleep(now, plan, out),
+            Plan::Spill | Plan::Settle | Plan::Greet | Plan::NoteReady => self.course = None,
             Plan::Stop => {
                 self.course = None;
                 self.rest = Rest::Stopped;
                 self.dirty = false;
                 self.process = None;
-                self.image = None;
+                (self.image, self.lost) = (None, None);
                 self.settle(Wanted::Stop, &Outcome::Done, out);
             }
             Plan::Bury => {
                 self.course = None;
                 self.process = None;
-                self.image = None;
+                (self.image, self.lost) = (None, None);
                 self.publish(out);
                 self.take_turn(now, out);
             }
@@ -189,15 +225,21 @@ impl Machine {
     fn awake(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
         self.course = None;
         self.rest = Rest::Awake;
-        self.image = None;
+        (self.image, self.lost) = (None, None);
         self.dirty = true;
         self.wake_after = None;
-        if plan == Plan::Start && self.readiness == Readiness::Booting {
+        let boots = matches!(plan, Plan::Start | Plan::ColdBoot);
+        if boots && self.readiness == Readiness::Booting {
             self.ready_by = Some(now.plus(self.settings.limits.ready));
+        }
+        if plan != Plan::ColdBoot {
+            self.shut_until_ready = false;
         }
         let undone = self.undone.clone();
         self.settle(Wanted::Sleep, &Outcome::Sleep(undone), out);
-        self.settle(Wanted::Wake, &Outcome::Wake(WakeEnd::Running), out);
+        if !self.shut_until_ready {
+            self.settle(Wanted::Wake, &Outcome::Wake(WakeEnd::Running), out);
+        }
         if self.readiness == Readiness::Ready {
             self.settle(Wanted::Start, &Outcome::Done, out);
         }
@@ -207,7 +249,8 @@ impl Machine {
         }
         match (plan, self.readiness) {
             (Plan::Revive, _) => self.begin(now, Plan::Greet, out),
-            (Plan::Start, Readiness::Ready) => self.begin(now, Plan::NoteReady, out),
+            (Plan::ColdBoot, Readiness::Ready) => self.begin(now, Plan::Release, out),
+            (Plan::Start | Plan::Release, Readiness::Ready) => self.begin(now, Plan::NoteReady, out),
             // Nothing is new to anybody.
             (_, Readiness::Ready | Readiness::Booting) => {}
         }
@@ -219,6 +262,9 @@ impl Machine {
         self.rest = Rest::Asleep;
         if plan == Plan::Unwake {
             self.wake_after = None;
+            if let Some(lost) = self.loss.take() {
+                return self.lose_image(now, lost, out);
+            }
             let unwoken = self.unwoken.clone();
             if let WakeEnd::Failed { why } = unwoken {
                 return self.bury(now, FailReason::WakeFailed { why }, out);
@@ -231,13 +277,22 @@ impl Machine {
             return;
         }
         if self.wake_after.is_some() {
-            return self.begin(now, Plan::Wake, out);
+            return self.begin_wake(now, out);
         }
-        let resident = self
-            .image
-            .is_some_and(|image| matches!(image.kept, Kept::Resident { .. }));
-        if resident && self.settings.spill == SpillPolicy::Spill {
-            self.begin(now, Plan::Spill, out);
+        if let Some(plan) = self.chore() {
+            self.begin(now, plan, out);
+        }
+    }
+
+    /// What is left to do in the background for a sleeper.
+    fn chore(&self) -> Option<Plan> {
+        let image = self.image?;
+        match image.kept {
+            Kept::Resident { .. } => (self.settings.spill == SpillPolicy::Spill).then_some(Plan::Spill),
+            Kept::Spilled { .. } => {
+                let settled = image.settled != Settled::Open && image.boot == self.settings.boot;
+                (!settled).then_some(Plan::Settle)
+            }
         }
     }
 
@@ -254,22 +309,31 @@ impl Machine {
         };
         let turn = match self.current() {
             Some((course, kind)) => match course.plan {
-                Plan::Start => Turn::Fail(FailReason::StartFailed {
+                Plan::Start | Plan::ColdBoot => Turn::Fail(FailReason::StartFailed {
                     why: format!("the process ended: {text}"),
                 }),
                 // State and memory are complete: the process is not needed any more.
                 Plan::Sleep if matches!(kind, Kind::Commit | Kind::LetGo) => return,
-                Plan::Sleep | Plan::Unsleep | Plan::Readopt | Plan::Greet | Plan::NoteReady => ended,
+                Plan::Sleep
+                | Plan::Unsleep
+                | Plan::Readopt
+                | Plan::Release
+                | Plan::Greet
+                | Plan::NoteReady => ended,
                 Plan::Wake => Turn::Unwake(format!("the process ended: {text}")),
                 Plan::Revive if ended == Turn::PoweredOff => ended,
                 Plan::Revive => Turn::Fail(FailReason::WakeFailed {
                     why: format!("the process ended: {text}"),
                 }),
                 // It was to end.
-                Plan::LetGo | Plan::Leftover | Plan::Unwake | Plan::Stop | Plan::Bury | Plan::Delete => {
-                    return;
-                }
-                Plan::Spill => return,
+                Plan::LetGo
+                | Plan::Leftover
+                | Plan::Forget
+                | Plan::Unwake
+                | Plan::Stop
+                | Plan::Bury
+                | Plan::Delete => return,
+                Plan::Spill | Plan::Settle => return,
             },
             None => match self.rest {
                 Rest::Awake => ended,
@@ -289,7 +353,12 @@ impl Machine {
             self.settle(Wanted::Start, &Outcome::Done, out);
             self.publish(out);
             if self.course.is_none() {
-                self.begin(now, Plan::NoteReady, out);
+                let plan = if self.shut_until_ready {
+                    Plan::Release
+                } else {
+                    Plan::NoteReady
+                };
+                self.begin(now, plan, out);
             }
         }
     }

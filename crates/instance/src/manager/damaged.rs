@@ -9,22 +9,28 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Weak};
 
 use dormouse_model::policy::PolicySetting;
 use dormouse_model::spec::Placement;
-use dormouse_model::{Addresses, Name, WorkloadId};
+use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, OnLostMemory, State, WorkloadId};
 use dormouse_network::{Expected, Link};
+use dormouse_store::{Damage, Key};
 use prost::Message as _;
+use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    Actor, Asked, Bytes, Command, GuestRam, INBOX, InstanceEvent, InstanceRecord, InstanceSpec, InstanceView,
-    Instances, Machine, Outlets, Parts, Record, Remembered, Rooms, State, mpsc, oneshot,
-};
-use crate::adoption::{Facts, Heard, Presence};
-use crate::machine::{Answer, Phase, Refusal, Removal, Request};
+use super::recover::recovered;
+use super::{Holdings, Instances, Shared};
+use crate::actor::{Actor, Asked, Command, Outlets};
+use crate::adoption::{Facts, Heard};
+use crate::machine::{Answer, Phase, Record, Refusal, Removal, Request};
+use crate::memory::GuestRam;
 use crate::record::salvage::{Salvage, salvage};
+use crate::record::{InstanceRecord, RecordError, Remembered};
 use crate::recovery;
-use crate::steps::boot_of;
+use crate::rooms::Rooms;
+use crate::steps::Parts;
+use crate::view::{InstanceEvent, InstanceView};
 
 /// A record that is not to be read.
 #[derive(Debug)]
@@ -32,6 +38,17 @@ pub(super) struct Remains {
     pub(super) id: WorkloadId,
     pub(super) why: String,
     pub(super) bytes: Vec<u8>,
+}
+
+impl Remains {
+    /// Of a record that can be read and contradicts itself; `None` when its key is no instance's.
+    pub(super) fn of_record(key: &Key, record: &InstanceRecord, why: &RecordError) -> Option<Self> {
+        Some(Self {
+            id: key.workload()?,
+            why: why.to_string(),
+            bytes: dormouse_store::record::encode(key, record),
+        })
+    }
 }
 
 /// What is known of an instance without its record.
@@ -43,6 +60,24 @@ struct Traces {
 }
 
 impl Instances {
+    /// Finds what is left of records that were set aside.
+    pub(super) async fn set_aside(&self, damaged: Vec<Damage>) -> Vec<Remains> {
+        let store = &self.shared.rooms.store;
+        let mut remains = Vec::new();
+        for damage in damaged {
+            tracing::error!(%damage, "an instance's record is set aside");
+            if let Some(id) = damage.key.workload() {
+                let bytes = store.aside_bytes::<InstanceRecord>(id).await;
+                remains.push(Remains {
+                    id,
+                    why: damage.reason.as_str().to_owned(),
+                    bytes: bytes.ok().flatten().unwrap_or_default(),
+                });
+            }
+        }
+        remains
+    }
+
     /// Takes in the instances of damaged records. To be called when all others have what is theirs, and
     /// before anything is swept.
     pub(super) async fn keep_damaged(&self, all: Vec<Remains>) {
@@ -85,14 +120,10 @@ impl Instances {
             .find_map(|address| of_address(&registry.pool, address))
             .or(addresses)
             .filter(|addresses| registry.pool.claim(*addresses).is_ok());
-        if let Some(addresses) = addresses {
-            registry.addresses.insert(id, addresses);
-        }
         let range = rooms.first_uid..rooms.first_uid.saturating_add(rooms.uid_count);
-        let uid = uid(rooms, id, &pids).filter(|uid| range.contains(uid) && !registry.uids.contains_key(uid));
-        if let Some(uid) = uid {
-            registry.uids.insert(uid, id);
-        }
+        let uid = uid(rooms, id, &pids).filter(|uid| range.contains(uid) && !registry.uids.contains(uid));
+        registry.uids.extend(uid);
+        registry.holdings.insert(id, Holdings { addresses, uid });
         let name = name
             .filter(|name| !registry.names.contains_key(name))
             .unwrap_or_else(|| Name::from(id));
@@ -130,9 +161,10 @@ impl Instances {
         tracing::error!(instance_id = %id, name = %traces.name, why, "an instance without a record");
         self.shared.registry().damaged.insert(id, why.clone());
         let remembered = remembered(rooms, remains, traces, why);
-        let (outlets, inbox) = self.enter(&remembered);
+        let (outlets, inbox) = self.seat(&remembered);
         let task = Damaged {
-            instances: self.clone(),
+            rooms: Arc::clone(rooms),
+            shared: Arc::downgrade(&self.shared),
             remembered,
             link,
             outlets,
@@ -161,7 +193,8 @@ impl Instances {
 
 /// The task of an instance without a record.
 struct Damaged {
-    instances: Instances,
+    rooms: Arc<Rooms>,
+    shared: Weak<Shared>,
     remembered: Remembered,
     link: Option<Link>,
     outlets: Outlets,
@@ -204,7 +237,7 @@ impl Damaged {
     }
 
     fn refusal(&self, request: &Request) -> Option<Refusal> {
-        let runs = || !members(&self.instances.shared.rooms, self.remembered.view.id).is_empty();
+        let runs = || !members(&self.rooms, self.remembered.view.id).is_empty();
         match request {
             Request::Delete {
                 removal: Removal::Forced,
@@ -222,49 +255,32 @@ impl Damaged {
 
     /// Removes it as any other, by the ordinary plan: its process is ended through its control group.
     async fn remove(self, first: Command) {
-        let rooms = &self.instances.shared.rooms;
+        let Self {
+            rooms,
+            shared,
+            remembered,
+            link,
+            outlets,
+            inbox,
+        } = self;
         let facts = Facts {
-            boot: boot_of(&dormouse_sys::clock::boot_id().unwrap_or_default()),
+            boot: rooms.boot(),
             start_ticks_at_pid: None,
             heard: Heard::Answers,
-            resident_inode: None,
-            spilled: Presence::Absent,
-            device_state: None,
+            resident: None,
+            spilled: None,
+            state: None,
+            manifest: None,
         };
-        let mut effects = Vec::new();
-        let machine = Machine::recover(
-            rooms.machine_settings(&self.remembered.view.memory),
-            self.remembered.life.clone(),
-            &facts,
-            rooms.clock.now(),
-            &mut effects,
-        );
+        let (machine, effects) = recovered(&rooms, &remembered, &facts);
         let parts = Parts {
-            link: self.link,
+            link,
             ..Parts::default()
         };
-        let (sender, commands) = mpsc::channel(INBOX);
-        // There is room: it is the first.
-        drop(sender.try_send(first));
-        let actor = Actor::new(
-            std::sync::Arc::clone(rooms),
-            machine,
-            self.remembered,
-            parts,
-            self.outlets,
-            commands,
-        );
-        let mut inbox = self.inbox;
-        let forward = async {
-            while let Some(command) = inbox.recv().await {
-                drop(sender.send(command).await);
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = actor.run(None, effects) => {}
-            () = forward => {}
-        }
+        let mut actor = Actor::new(rooms, machine, remembered, parts, outlets, inbox);
+        actor.begin(None, effects).await;
+        actor.tell(first).await;
+        Shared::see_through(&shared, actor).await;
     }
 }
 
@@ -322,6 +338,7 @@ fn remembered(rooms: &Rooms, remains: Remains, traces: Traces, why: String) -> R
         user: None,
         labels: std::collections::BTreeMap::new(),
         standby: PolicySetting::Missing,
+        on_lost_memory: OnLostMemory::default(),
         stop_timeout: InstanceSpec::DEFAULT_STOP_TIMEOUT,
     };
     let nowhere = Addresses {
@@ -337,6 +354,8 @@ fn remembered(rooms: &Rooms, remains: Remains, traces: Traces, why: String) -> R
         addresses: traces.addresses.unwrap_or(nowhere),
         memory: GuestRam::fresh(rooms.placement, spec.memory),
         generation: Record::NEW.generation,
+        snapshot: None,
+        monitor: String::new(),
         created_at: now,
         started_at: None,
         state_changed_at: now,
@@ -360,6 +379,5 @@ fn remembered(rooms: &Rooms, remains: Remains, traces: Traces, why: String) -> R
             phase: Phase::Deleting,
             generation: Record::NEW.generation,
         },
-        state_sha256: Vec::new(),
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_model::{Attempt, MonoTime, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd, WorkloadId};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 
 use super::Instances;
+use super::seat::{Handed, Seat};
 use crate::actor::{Asked, Command, verb};
 use crate::error::InstanceError;
 use crate::machine::{Answer, CancelReason, Outcome, Refusal, Removal, Request};
@@ -30,18 +30,15 @@ impl Instances {
             at,
             reply,
         };
-        let handed = self
-            .entry(id)
-            .map(|entry| (entry.inbox.try_send(command), entry.inbox));
+        let handed = self.with_seat(id, |seat, raise| seat.hand(command, raise));
         let shared = Arc::clone(&self.shared);
         async move {
-            let (sent, inbox) = handed?;
-            match sent {
-                Ok(()) => {}
-                Err(TrySendError::Full(command)) => {
+            match handed {
+                Some(Handed::Done) => {}
+                Some(Handed::Full(inbox, command)) => {
                     inbox.send(command).await.map_err(|_| shared.gone(id))?;
                 }
-                Err(TrySendError::Closed(_)) => return Err(shared.gone(id)),
+                Some(Handed::Gone) | None => return Err(shared.gone(id)),
             }
             asked.await.map_err(|_| shared.gone(id))
         }
@@ -275,8 +272,9 @@ impl Instances {
     /// Tells an instance's machine that a packet waits; coalesces, so a full inbox loses nothing that
     /// the kernel does not repeat within a second.
     pub fn knock(&self, id: WorkloadId) {
-        if let Ok(entry) = self.entry(id) {
-            drop(entry.inbox.try_send(Command::Knock));
+        // To one at rest a knock says nothing that the engine does not hear: it sends the wake.
+        if let Some(Seat::Taken(task)) = self.shared.registry().entries.get(&id) {
+            drop(task.inbox.try_send(Command::Knock));
         }
     }
 

@@ -7,15 +7,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dormouse_model::{Bytes, Fault, Kind, WorkloadId};
-use nix::errno::Errno;
+use dormouse_model::{Bytes, Digest, Fault, Kind, WorkloadId};
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::unistd::{Whence, lseek};
 
 use super::plan::{GuestRam, Home};
-
-/// Bytes a copy moves at a time; between two of them it looks whether it was cancelled.
-const COPY_CHUNK: usize = 1 << 20;
+use crate::trust::digest::{MemoryDigest, Read, read_data};
 
 /// Where the images of all guests are.
 #[derive(Debug, Clone)]
@@ -102,17 +98,6 @@ impl ImageFiles {
         fs::metadata(self.path(id, home)).map_or(Bytes(0), |meta| Bytes(meta.blocks() * 512))
     }
 
-    /// Writes the dirty pages of the image on disk out.
-    ///
-    /// # Errors
-    /// When there is none, or the disk fails.
-    pub fn flush(&self, id: WorkloadId) -> Result<(), MemoryError> {
-        let path = self.path(id, Home::Disk);
-        File::open(&path)
-            .and_then(|file| file.sync_data())
-            .map_err(|source| MemoryError::Make { path, source })
-    }
-
     /// Drops the image at `home`; dropping none succeeds.
     ///
     /// # Errors
@@ -166,6 +151,10 @@ pub enum SpillEnd {
     Durable {
         /// Bytes copied.
         copied: Bytes,
+        /// The disk file's inode.
+        inode: u64,
+        /// The digest of the memory, taken from what was copied.
+        digest: Digest,
     },
     /// A wake wanted the memory; nothing is left on disk.
     Cancelled,
@@ -181,7 +170,7 @@ impl Spill<'_> {
         let partial = target.with_extension("ram.partial");
         let outcome = self.copy(&partial);
         match outcome {
-            Ok(SpillEnd::Durable { copied }) => {
+            Ok(end @ SpillEnd::Durable { .. }) => {
                 fs::rename(&partial, &target).map_err(|source| MemoryError::Make {
                     path: target.clone(),
                     source,
@@ -189,7 +178,7 @@ impl Spill<'_> {
                 if let Some(directory) = target.parent() {
                     sync_directory(directory)?;
                 }
-                Ok(SpillEnd::Durable { copied })
+                Ok(end)
             }
             Ok(SpillEnd::Cancelled) => remove(&partial).map(|()| SpillEnd::Cancelled),
             Err(error) => {
@@ -220,27 +209,23 @@ impl Spill<'_> {
             .map_err(write_fail)?;
         sink.set_len(size).map_err(write_fail)?;
         fchown(&sink, Some(self.uid), Some(self.uid)).map_err(write_fail)?;
-        let mut buffer = vec![0_u8; COPY_CHUNK];
+        let mut digest = MemoryDigest::of(Bytes(size));
         let mut copied = 0;
-        let mut at = 0;
-        while let Some((start, end)) = next_extent(&source, at).map_err(read_fail)? {
-            let mut position = start;
-            while position < end {
-                if self.cancelled.load(Ordering::Acquire) {
-                    return Ok(SpillEnd::Cancelled);
-                }
-                let wanted = usize::try_from(end - position)
-                    .unwrap_or(COPY_CHUNK)
-                    .min(COPY_CHUNK);
-                let Some(chunk) = buffer.get_mut(..wanted) else {
-                    break;
-                };
-                source.read_exact_at(chunk, position).map_err(read_fail)?;
-                sink.write_all_at(chunk, position).map_err(write_fail)?;
-                position += chunk.len() as u64;
-                copied += chunk.len() as u64;
-            }
-            at = end;
+        let mut failed = None;
+        let read = read_data(&source, self.cancelled, |offset, chunk| {
+            digest.take(offset, chunk);
+            copied += chunk.len() as u64;
+            sink.write_all_at(chunk, offset).map_err(|error| {
+                let kind = error.kind();
+                failed = Some(error);
+                kind.into()
+            })
+        });
+        match (read, failed) {
+            (_, Some(error)) => return Err(write_fail(error)),
+            (Err(error), None) => return Err(read_fail(error)),
+            (Ok(Read::CutShort), None) => return Ok(SpillEnd::Cancelled),
+            (Ok(Read::Whole), None) => {}
         }
         sink.sync_data().map_err(write_fail)?;
         if self.cancelled.load(Ordering::Acquire) {
@@ -248,24 +233,10 @@ impl Spill<'_> {
         }
         Ok(SpillEnd::Durable {
             copied: Bytes(copied),
+            inode: sink.metadata().map_err(write_fail)?.ino(),
+            digest: digest.end(),
         })
     }
-}
-
-/// The next run of data at or after `from`, by `SEEK_DATA` and `SEEK_HOLE` (lseek(2)).
-fn next_extent(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
-    let offset = i64::try_from(from).map_err(io::Error::other)?;
-    let start = match lseek(file.as_fd(), offset, Whence::SeekData) {
-        Ok(start) => start,
-        // ENXIO: no data behind this offset.
-        Err(Errno::ENXIO) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
-    };
-    let end = lseek(file.as_fd(), start, Whence::SeekHole)?;
-    Ok(Some((
-        u64::try_from(start).unwrap_or(0),
-        u64::try_from(end).unwrap_or(0),
-    )))
 }
 
 /// Makes renames and new names in a directory durable.
@@ -391,7 +362,12 @@ mod tests {
             uid: own_uid(),
             cancelled: &cancelled,
         };
-        let SpillEnd::Durable { copied } = spill.run().unwrap() else {
+        let SpillEnd::Durable {
+            copied,
+            inode,
+            digest,
+        } = spill.run().unwrap()
+        else {
             panic!("not cancelled")
         };
         assert!(copied < Bytes::mib(1), "{copied} copied of two pages");
@@ -403,6 +379,9 @@ mod tests {
         let mut word = [0_u8; 4];
         back.read_exact_at(&mut word, Bytes::mib(40).0).unwrap();
         assert_eq!(&word, b"high");
+        assert_eq!(inode, back.metadata().unwrap().ino());
+        let found = crate::trust::digest::of_memory(&back, &cancelled).unwrap();
+        assert_eq!(found, Some(digest), "the copy is what was read");
         assert!(files.occupied(id, Home::Disk) < Bytes::mib(1));
     }
 

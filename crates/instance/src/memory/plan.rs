@@ -92,7 +92,7 @@ impl GuestRam {
 pub enum GiveBack {
     /// Copy the tmpfs file to a sparse disk file, then drop it.
     CopyToDisk,
-    /// Write dirty pages out; clean ones are reclaimed by the kernel when it wants them.
+    /// Write dirty pages out, and take the digest; clean ones are reclaimed by the kernel when it wants them.
     FlushDisk,
     /// The kernel swaps tmpfs pages out under pressure.
     LeaveToSwap,

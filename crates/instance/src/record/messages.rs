@@ -65,6 +65,12 @@ pub struct InstanceRecord {
     /// Number of the newest memory image ever begun; never goes back.
     #[prost(uint64, tag = "20")]
     pub generation: u64,
+    /// Of the phase `cold`: why there is no image.
+    #[prost(message, optional, tag = "21")]
+    pub lost: Option<LostRecord>,
+    /// The name under which the program is kept that runs it, or that saved its image; empty for none.
+    #[prost(string, tag = "22")]
+    pub monitor: String,
 }
 
 /// What was asked for.
@@ -112,6 +118,9 @@ pub struct SpecRecord {
     /// Milliseconds.
     #[prost(uint64, tag = "14")]
     pub stop_timeout_millis: u64,
+    /// [`dormouse_model::OnLostMemory::as_str`]; empty in records of before there was a choice.
+    #[prost(string, tag = "15")]
+    pub on_lost_memory: String,
 }
 
 /// The standby policy as text, as a caller would write it.
@@ -157,6 +166,9 @@ pub struct FailureRecord {
     /// Its text, where it has one.
     #[prost(string, tag = "2")]
     pub text: String,
+    /// Of a lost image: how.
+    #[prost(message, optional, tag = "3")]
+    pub lost: Option<LostRecord>,
 }
 
 /// A process told apart from every other: pid, start time and boot (proc(5), stat field 22).
@@ -176,21 +188,50 @@ pub struct ProcessRecord {
     pub ready: bool,
 }
 
-/// A saved memory image.
+/// A saved memory image. Tag 2 was the hash of the state file, now in the manifest.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SnapshotRecord {
     /// The generation that the state file and the memory file belong to.
     #[prost(uint64, tag = "1")]
     pub generation: u64,
-    /// SHA-256 of the state file.
-    #[prost(bytes = "vec", tag = "2")]
-    pub state_sha256: Vec<u8>,
-    /// 16 bytes: the boot in which it was made.
+    /// 16 bytes: the boot in which its memory was last known to be whole.
     #[prost(bytes = "vec", tag = "3")]
     pub boot_id: Vec<u8>,
     /// Inode of the memory file on tmpfs; 0 when the memory is on disk.
     #[prost(uint64, tag = "4")]
     pub resident_inode: u64,
+    /// Inode of the memory file on disk, in that boot; 0 when the memory is on tmpfs.
+    #[prost(uint64, tag = "5")]
+    pub spilled_inode: u64,
+    /// SHA-256 of the manifest.
+    #[prost(bytes = "vec", tag = "6")]
+    pub manifest_sha256: Vec<u8>,
+    /// Length of the state file.
+    #[prost(uint64, tag = "7")]
+    pub state_length: u64,
+    /// Length of the memory file.
+    #[prost(uint64, tag = "8")]
+    pub memory_length: u64,
+    /// Digest of the memory on disk, once that is flushed; empty before.
+    #[prost(bytes = "vec", tag = "9")]
+    pub memory_digest: Vec<u8>,
+}
+
+/// Why an image is lost: [`dormouse_model::Lost`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LostRecord {
+    /// [`dormouse_model::ImagePart::as_str`].
+    #[prost(string, tag = "1")]
+    pub part: String,
+    /// [`dormouse_model::PartFault::as_str`].
+    #[prost(string, tag = "2")]
+    pub fault: String,
+    /// What was found.
+    #[prost(string, tag = "3")]
+    pub found: String,
+    /// What was wanted.
+    #[prost(string, tag = "4")]
+    pub wanted: String,
 }
 
 /// How the command ended.

@@ -26,6 +26,7 @@ pub(crate) fn remembered() -> Remembered {
         labels: [("tier".to_owned(), "front".to_owned())].into(),
         standby: PolicySetting::Disabled,
         stop_timeout: Duration::from_secs(3),
+        on_lost_memory: dormouse_model::OnLostMemory::ColdBoot,
     };
     let phase = Phase::Running {
         process,
@@ -48,6 +49,8 @@ pub(crate) fn remembered() -> Remembered {
             mac: MacAddress([2, 0, 0, 0, 0, 2]),
         },
         generation: Generation(4),
+        snapshot: None,
+        monitor: "7.2-0123".to_owned(),
         created_at: WallTime::from_unix_nanos(1),
         started_at: Some(WallTime::from_unix_nanos(2)),
         state_changed_at: WallTime::from_unix_nanos(3),
@@ -69,7 +72,6 @@ pub(crate) fn remembered() -> Remembered {
             phase,
             generation: Generation(4),
         },
-        state_sha256: Vec::new(),
     }
 }
 
@@ -78,20 +80,40 @@ pub(crate) fn remembered() -> Remembered {
 #[test]
 fn every_phase_is_read_as_it_was_written() {
     let running = remembered();
-    let standby = |kept| Phase::Standby {
+    let standby = |kept, settled| Phase::Standby {
         image: machine::MemoryImage {
             generation: Generation(4),
             boot: BootId(u128::MAX),
             kept,
+            expected: Expected {
+                manifest: Digest([3; 32]),
+                state: Bytes(16),
+                memory: Bytes::mib(128),
+            },
+            settled,
         },
     };
     let reason = FailReason::ProcessEnded {
         how: "signal 9".to_owned(),
     };
+    let lost = Lost::differs(ImagePart::Memory, PartFault::Digest, "a", "b");
     for (phase, state) in [
         (running.life.phase.clone(), State::Running),
-        (standby(Kept::Spilled), State::Standby),
-        (standby(Kept::Resident { inode: 9 }), State::Standby),
+        (
+            standby(Kept::Spilled { inode: 8 }, Settled::At(Digest([4; 32]))),
+            State::Standby,
+        ),
+        (
+            standby(Kept::Resident { inode: 9 }, Settled::Open),
+            State::Standby,
+        ),
+        (Phase::Cold { lost: lost.clone() }, State::Standby),
+        (
+            Phase::Failed {
+                reason: FailReason::ImageLost(lost.clone()),
+            },
+            State::Failed,
+        ),
         (Phase::Stopped, State::Stopped),
         (Phase::Starting, State::Starting),
         (Phase::Stopping, State::Stopping),
@@ -107,13 +129,11 @@ fn every_phase_is_read_as_it_was_written() {
         if !matches!(phase, Phase::Running { .. }) {
             (written.view.pid, written.view.agent_ready) = (None, false);
         }
-        if matches!(phase, Phase::Standby { .. }) {
-            written.state_sha256 = vec![1; 32];
-        }
-        if state == State::Failed {
+        if let Phase::Failed { reason } = &phase {
             written.view.reason = reason.to_string();
         }
         written.view.state = state;
+        written.view.snapshot = SnapshotView::of(&phase);
         written.life.phase = phase;
         assert_eq!(Remembered::from_record(written.to_record()), Ok(written));
     }

@@ -7,17 +7,25 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use dormouse_hypervisor::{BootPart, Deadline, DiskPart, LaunchSpec, Parts, RamPart, SocketPart};
+use dormouse_hypervisor::{
+    BootPart, Deadline, DiskPart, LaunchSpec, Parts, ProgramPart, RamPart, SocketPart, TRANSLATION,
+};
 use dormouse_keeper::HeldKind;
-use dormouse_model::Bytes;
+use dormouse_model::{Bytes, ImagePart, Lost, PartFault};
 use dormouse_sys::pidfd::PidFd;
 use dormouse_sys::spawn::Identity;
 use nix::sys::signal::Signal;
 
-use super::{Change, Outcome, StepContext, TapEnd, blocking, failure, file_failure, give, missing, open_log};
+use super::{
+    Change, Outcome, StepContext, TapEnd, blocking, distrust, failure, file_failure, give, missing, open_log,
+};
 use crate::agent::{DISK_SERIAL, ROOT_SERIAL};
 use crate::machine::{Done, Kept, MemoryImage, StepFailure};
-use crate::memory::{GuestRam, Home, Sharing};
+use crate::memory::files::sync_directory;
+use crate::memory::{GuestRam, Home, MemoryError, Sharing};
+use crate::trust::TrustError;
+use crate::trust::check::Check;
+use crate::trust::manifest::MonitorPart;
 
 /// Most time for a process to launch or to load a guest.
 const PROCESS: std::time::Duration = std::time::Duration::from_secs(55);
@@ -25,6 +33,10 @@ const PROCESS: std::time::Duration = std::time::Duration::from_secs(55);
 /// How often, and after which pause, a group is looked at until its killed processes are gone.
 const EMPTY_TRIES: u32 = 200;
 const EMPTY_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// How often, and after which pause, the removal of a group is tried whose processes are gone.
+const GONE_TRIES: u32 = 50;
+const GONE_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
 
 impl StepContext {
     /// Makes the folders and the writable disk; a disk that exists is kept.
@@ -39,6 +51,11 @@ impl StepContext {
             let disk = layout.disk(id);
             if !disk.is_file() {
                 make_disk(&disk, size)?;
+                // The names of what a sleep of it will flush: once, here, where nobody waits for milliseconds.
+                let folder = layout.instance(id);
+                for folder in [folder.parent().unwrap_or(&folder), &folder] {
+                    sync_directory(folder).map_err(|error| failure(&error))?;
+                }
             }
             give(&disk, uid)
         })
@@ -60,7 +77,9 @@ impl StepContext {
             .boot
             .as_ref()
             .map_err(|why| StepFailure::Lasting { why: why.clone() })?;
+        let (monitor, program) = self.own_program().await?;
         let mut parts = self.parts(file, ram)?;
+        parts.program = program;
         parts.boot = Some(BootPart {
             kernel: open(&boot.kernel)?,
             initrd: Some(open(&boot.initrd)?),
@@ -76,7 +95,7 @@ impl StepContext {
         self.hold_process(&vm);
         Ok((
             Done::Process(super::identity_of(vm.process())),
-            Change::Started { vm, ram },
+            Change::Started { vm, ram, monitor },
         ))
     }
 
@@ -85,18 +104,27 @@ impl StepContext {
         let view = &self.remembered.view;
         let home = match image.kept {
             Kept::Resident { .. } => Home::Tmpfs,
-            Kept::Spilled => Home::Disk,
+            Kept::Spilled { .. } => Home::Disk,
         };
         let ram = GuestRam { home, ..view.memory }.woken();
-        let (layout, id, generation) = (self.rooms.layout.clone(), view.id, image.generation);
-        let saved = self.remembered.state_sha256.clone();
-        let (state, file) = blocking(move || {
-            let state = trusted_state(&layout.state_file(id, generation.0), &saved)?;
-            let file = layout.images().open(id, &ram).map_err(|error| failure(&error))?;
-            Ok((state, file))
+        let (layout, id, boot) = (self.rooms.layout.clone(), view.id, self.rooms.boot());
+        let (sound, file) = blocking(move || {
+            let file = layout.images().open(id, &ram).map_err(unopened)?;
+            let check = Check {
+                layout: &layout,
+                id,
+                image,
+                boot,
+            };
+            let sound = check.parts(&file).map_err(distrust)?;
+            Ok((sound, file))
         })
         .await?;
-        let parts = self.parts(file, ram)?;
+        self.check_monitor(&sound.monitor)?;
+        let (state, monitor) = (sound.state, sound.monitor.kept);
+        let program = self.kept_program(&monitor).await?;
+        let mut parts = self.parts(file, ram)?;
+        parts.program = program;
         let agent = connect_early(&parts.agent.path);
         let vm = self
             .rooms
@@ -108,8 +136,67 @@ impl StepContext {
         self.hold_process(&vm);
         Ok((
             Done::Process(super::identity_of(vm.process())),
-            Change::Restored { vm, ram, agent },
+            Change::Restored {
+                vm,
+                ram,
+                agent,
+                monitor,
+            },
         ))
+    }
+
+    /// Who would save the guest now.
+    pub(super) fn monitor_part(&self) -> MonitorPart {
+        MonitorPart {
+            driver: self.rooms.driver.kind().as_str().to_owned(),
+            version: self.rooms.probe.version.clone(),
+            kept: self.remembered.view.monitor.clone(),
+            translation: TRANSLATION,
+        }
+    }
+
+    /// Device state is loaded by the driver, and over the translation, that it was saved by.
+    fn check_monitor(&self, saved: &MonitorPart) -> Result<(), StepFailure> {
+        const PART: ImagePart = ImagePart::Monitor;
+        let lost = |fault, found: &str, wanted: &str| {
+            StepFailure::untrusted(Lost::differs(PART, fault, found, wanted))
+        };
+        let driver = self.rooms.driver.kind().as_str();
+        if saved.driver != driver {
+            return Err(lost(PartFault::Unsupported, driver, &saved.driver));
+        }
+        if saved.translation != TRANSLATION {
+            let (known, wanted) = (TRANSLATION.to_string(), saved.translation.to_string());
+            return Err(lost(PartFault::Version, &known, &wanted));
+        }
+        let version = &self.rooms.probe.version;
+        if saved.kept.is_empty() && saved.version != *version {
+            return Err(lost(PartFault::Version, version, &saved.version));
+        }
+        Ok(())
+    }
+
+    /// The host's program, kept from now on, and its name; nothing of a driver without one.
+    async fn own_program(&self) -> Result<(String, Option<ProgramPart>), StepFailure> {
+        let Some(source) = self.rooms.probe.program.clone() else {
+            return Ok((String::new(), None));
+        };
+        let kept = Arc::clone(&self.rooms.kept);
+        blocking(move || {
+            let name = kept.keep(&source).map_err(|error| failure(&error))?;
+            let part = kept.open(&name).map_err(|lost| failure(&lost))?;
+            Ok((name, Some(part)))
+        })
+        .await
+    }
+
+    /// The program that saved an image.
+    async fn kept_program(&self, name: &str) -> Result<Option<ProgramPart>, StepFailure> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let (kept, name) = (Arc::clone(&self.rooms.kept), name.to_owned());
+        blocking(move || kept.open(&name).map(Some).map_err(StepFailure::untrusted)).await
     }
 
     fn machine(&self) -> LaunchSpec {
@@ -141,6 +228,7 @@ impl StepContext {
             .map_err(|error| failure(&error))?;
         let entrance = group.entrance().map_err(|error| failure(&error))?;
         Ok(Parts {
+            program: None,
             ram: RamPart {
                 file: file.into(),
                 size: ram.size,
@@ -198,6 +286,9 @@ impl StepContext {
             end_members(&group, &members).await?;
         }
         self.let_keeper_go();
+        // Nothing of a process stays in the kernel: ten thousand sleepers have no group and no socket.
+        remove_group(&group).await;
+        remove_sockets(&self.rooms.layout.sockets(self.remembered.view.id))?;
         if let Some(link) = &self.parts.link {
             let ended = match tap {
                 TapEnd::Awaited => link.drop_tap().await,
@@ -209,16 +300,41 @@ impl StepContext {
     }
 }
 
-/// The state file at `path`, if its hash is the recorded one.
-fn trusted_state(path: &Path, saved: &[u8]) -> Result<OwnedFd, StepFailure> {
-    if super::sleep::hash(path)? != saved {
-        let why = format!(
-            "{} is not what was saved: its hash differs from the record",
-            path.display()
-        );
-        return Err(StepFailure::Lasting { why });
+/// Removes the group of a process that is gone. The kernel may call it busy for a moment; one that stays is
+/// looked at again by the next daemon, and used again by the next launch.
+async fn remove_group(group: &dormouse_cgroup::Group) {
+    for _ in 1..GONE_TRIES {
+        if group.remove(1, |_| ()).is_ok() {
+            return;
+        }
+        tokio::time::sleep(GONE_PAUSE).await;
     }
-    open(path)
+    if let Err(error) = group.remove(1, |_| ()) {
+        tracing::warn!(error = %dormouse_model::error::chain(&error), "a control group is left");
+    }
+}
+
+/// Removes the folder of an instance's sockets; a launch makes it again.
+fn remove_sockets(folder: &Path) -> Result<(), StepFailure> {
+    match fs::remove_dir_all(folder) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(file_failure("removing", folder, &error)),
+    }
+}
+
+/// A memory file that cannot be opened: gone, or of another length, it is lost.
+fn unopened(error: MemoryError) -> StepFailure {
+    const PART: ImagePart = ImagePart::Memory;
+    match error {
+        MemoryError::Size { want, found, .. } => {
+            StepFailure::untrusted(Lost::differs(PART, PartFault::Size, found.0, want.0))
+        }
+        MemoryError::Open { path, source } => distrust(TrustError::of(PART, &path, source)),
+        other @ (MemoryError::Make { .. } | MemoryError::Remove { .. } | MemoryError::Reserve { .. }) => {
+            failure(&other)
+        }
+    }
 }
 
 /// Makes the writable disk under another name first: one that a crash left half made is not taken for it.
@@ -226,7 +342,13 @@ fn make_disk(disk: &Path, size: Bytes) -> Result<(), StepFailure> {
     let partial = disk.with_extension("partial");
     remove_leftover(&partial)?;
     dormouse_image::disk::create_empty(&partial, size).map_err(|error| failure(&error))?;
-    fs::rename(&partial, disk).map_err(|error| file_failure("naming", disk, &error))
+    // Its content before its name: after a power loss a disk that is there is a file system.
+    File::open(&partial)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| file_failure("synchronising", &partial, &error))?;
+    fs::rename(&partial, disk).map_err(|error| file_failure("naming", disk, &error))?;
+    let folder = disk.parent().unwrap_or(disk);
+    sync_directory(folder).map_err(|error| failure(&error))
 }
 
 fn remove_leftover(path: &Path) -> Result<(), StepFailure> {

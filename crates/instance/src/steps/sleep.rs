@@ -1,27 +1,28 @@
 //! Saving a guest: device state, and the pages that a private mapping dirtied.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use dormouse_hypervisor::ProcessIdentity;
 use dormouse_hypervisor::memory::write_back_private;
 use dormouse_model::{Generation, WorkloadId};
-use sha2::{Digest, Sha256};
 
-use super::{Change, Outcome, StepContext, failure, file_failure};
-use crate::machine::{Done, Kept, MemoryImage, StepFailure};
-use crate::memory::{GuestRam, Home, ImageFiles};
+use super::{Change, Outcome, StepContext, distrust, failure, file_failure};
+use crate::machine::{Done, StepFailure};
+use crate::memory::{GuestRam, ImageFiles};
+use crate::trust::seal::Seal;
 
 impl StepContext {
-    /// Saves device state as `generation` and makes it durable. Memory is not copied: a shared mapping
-    /// is the file already, and of a private one only the pages dirtied since the wake are written.
+    /// Saves device state as `generation`, writes the manifest and makes both durable. Memory is not copied:
+    /// a shared mapping is the file already, and of a private one only the pages dirtied since the wake are
+    /// written.
     pub(super) async fn save(self, generation: Generation) -> Outcome {
         let id = self.remembered.view.id;
         let vm = self.vm()?;
-        let path = self.rooms.layout.state_file(id, generation.0);
+        let layout = self.rooms.layout.clone();
+        let path = layout.state_file(id, generation.0);
         let file = new_state_file(&path)?;
         let handle = file
             .try_clone()
@@ -31,27 +32,26 @@ impl StepContext {
             .map_err(|error| failure(&error))?;
         self.still_untouched().await?;
         let process = vm.process().clone();
-        let boot = super::boot_of(&process.boot_id);
         let ram = self.remembered.view.memory;
-        let files = self.rooms.layout.images();
         if ram.writes_back() {
-            let files = files.clone();
+            let files = layout.images();
             self.alone(move || write_back(&process, &files, id, &ram)).await?;
         }
-        let (kept, state_sha256) = super::blocking(move || {
-            let kept = kept(&files, id, &ram)?;
-            file.sync_data()
-                .map_err(|error| file_failure("syncing", &path, &error))?;
-            let state_sha256 = hash(&path)?;
-            Ok((kept, state_sha256))
+        let (boot, monitor) = (self.rooms.boot(), self.monitor_part());
+        let image = super::blocking(move || {
+            let seal = Seal {
+                layout: &layout,
+                id,
+                generation,
+                boot,
+                ram,
+                monitor,
+                state: &file,
+            };
+            seal.make().map_err(distrust)
         })
         .await?;
-        let image = MemoryImage {
-            generation,
-            boot,
-            kept,
-        };
-        Ok((Done::Image(image), Change::Saved { state_sha256 }))
+        Ok((Done::Image(image), Change::Nothing))
     }
 }
 
@@ -100,34 +100,15 @@ fn write_back(
     Ok(())
 }
 
-/// Removes the saved states of sleeps before `kept`: their wakes have consumed them. Blocking.
+/// Removes the saved states, and the manifests, of sleeps before `kept`: their wakes have consumed them. Blocking.
 pub(crate) fn drop_earlier_states(folder: &Path, kept: Generation) -> Result<(), StepFailure> {
     super::remove_matching(folder, |name| {
-        let number = name.strip_prefix("state.").and_then(|text| text.parse().ok());
+        let number = ["state.", "manifest."]
+            .iter()
+            .find_map(|beginning| name.strip_prefix(beginning))
+            .and_then(|text| text.parse().ok());
         number.is_some_and(|number: u64| number < kept.0)
     })
-}
-
-fn kept(files: &ImageFiles, id: WorkloadId, ram: &GuestRam) -> Result<Kept, StepFailure> {
-    match ram.home {
-        Home::Disk => Ok(Kept::Spilled),
-        Home::Tmpfs => {
-            let path = files.path(id, Home::Tmpfs);
-            let meta = std::fs::metadata(&path).map_err(|error| file_failure("looking at", &path, &error))?;
-            Ok(Kept::Resident { inode: meta.ino() })
-        }
-    }
-}
-
-/// The SHA-256 of a file of a few hundred kilobytes.
-pub(super) fn hash(path: &Path) -> Result<Vec<u8>, StepFailure> {
-    let fail = |error| file_failure("reading", path, &error);
-    let mut bytes = Vec::new();
-    File::open(path)
-        .map_err(fail)?
-        .read_to_end(&mut bytes)
-        .map_err(fail)?;
-    Ok(Sha256::digest(&bytes).to_vec())
 }
 
 #[cfg(test)]
@@ -139,6 +120,8 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         for name in [
             "state.8",
+            "manifest.8",
+            "manifest.10",
             "state.9",
             "state.10",
             "state.11",
@@ -153,7 +136,10 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["disk.ext4", "state.10", "state.11", "state.x"]);
+        assert_eq!(
+            left,
+            ["disk.ext4", "manifest.10", "state.10", "state.11", "state.x"]
+        );
         assert!(drop_earlier_states(&scratch.path().join("gone"), Generation(1)).is_ok());
     }
 }

@@ -3,13 +3,16 @@
 mod properties;
 mod script;
 
-use super::{Limits, Settings, SpillPolicy};
+use super::{BootId, Limits, Settings, SpillPolicy};
+use dormouse_model::OnLostMemory;
 use dormouse_model::workload::SleepSupport;
 
 const SETTINGS: Settings = Settings {
     limits: Limits::DEFAULT,
     sleep_support: SleepSupport::Able,
     spill: SpillPolicy::Stay,
+    on_lost: OnLostMemory::StayStopped,
+    boot: BootId(1),
 };
 
 /// Checks one trace. With `UPDATE=1` in the environment the file is rewritten with what happens.
@@ -52,4 +55,7 @@ traces! {
     recovery,
     late_and_slow,
     spill,
+    settle,
+    lost_image,
+    cold_boot,
 }

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use dormouse_model::{Attempt, Generation, MonoTime, SleepTrigger, State, WakeCause};
+use dormouse_model::{
+    Attempt, Digest, Generation, ImagePart, Lost, MonoTime, OnLostMemory, PartFault, SleepTrigger, State,
+    WakeCause,
+};
 use proptest::prelude::*;
 
 use crate::machine::{
-    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Input, Kept, Machine, MemoryImage, Phase,
-    ProcessIdentity, Record, Removal, Request, Step, StepFailure, Ticket,
+    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Expected, Input, Kept, Machine, MemoryImage,
+    Phase, ProcessIdentity, Record, Removal, Request, Settled, Step, StepFailure, Ticket,
 };
 
 const BOOT: BootId = BootId(1);
@@ -19,6 +22,7 @@ enum Act {
     Request(u8),
     Succeed,
     Fail,
+    Distrust,
     Late,
     Exit(bool),
     Ready,
@@ -31,6 +35,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         4 => (0..12_u8).prop_map(Act::Request),
         16 => Just(Act::Succeed),
         2 => Just(Act::Fail),
+        1 => Just(Act::Distrust),
         1 => Just(Act::Late),
         1 => any::<bool>().prop_map(Act::Exit),
         2 => Just(Act::Ready),
@@ -60,11 +65,12 @@ struct Host {
 }
 
 impl Host {
-    fn new(spill: bool) -> Self {
+    fn new(spill: bool, on_lost: OnLostMemory) -> Self {
         let mut settings = super::SETTINGS;
         if spill {
             settings.spill = crate::machine::SpillPolicy::Spill;
         }
+        settings.on_lost = on_lost;
         Self {
             machine: Machine::new(settings),
             now: MonoTime::from_boot(Duration::from_secs(1)),
@@ -88,6 +94,7 @@ impl Host {
             Act::Request(which) => self.request(which, &mut out),
             Act::Succeed => self.finish_step(true, &mut out),
             Act::Fail => self.finish_step(false, &mut out),
+            Act::Distrust => self.distrust(&mut out),
             Act::Late => {
                 let number = Attempt(self.last_number.0.saturating_sub(1));
                 let before = self.machine.late_outcomes();
@@ -205,6 +212,26 @@ impl Host {
             .handle(self.now, Input::StepDone { number, done }, out);
     }
 
+    /// A step that looks at an image finds that it is lost; from then on that image is never loaded.
+    fn distrust(&mut self, out: &mut Vec<Effect>) {
+        let looks = |step: &Step| match step {
+            Step::Restore { image } | Step::Settle { image } | Step::Verify { image } => Some(*image),
+            _ => None,
+        };
+        let Some((number, image)) = self
+            .outstanding
+            .as_ref()
+            .and_then(|(number, step)| Some((*number, looks(step)?)))
+        else {
+            return;
+        };
+        self.outstanding = None;
+        self.consumed = image.generation;
+        let failure = StepFailure::untrusted(Lost::plain(ImagePart::Memory, PartFault::Digest));
+        self.machine
+            .handle(self.now, Input::StepFailed { number, failure }, out);
+    }
+
     /// Does what the step says, and checks that it may be done.
     fn perform(&mut self, step: Step) -> Done {
         match step {
@@ -222,11 +249,26 @@ impl Host {
                     generation,
                     boot: BOOT,
                     kept,
+                    expected: Expected::default(),
+                    settled: Settled::Open,
                 });
             }
             Step::Spill { image } => {
                 return Done::Image(MemoryImage {
-                    kept: Kept::Spilled,
+                    kept: Kept::Spilled { inode: 2 },
+                    // Settled later, now and then.
+                    settled: if image.generation.0 % 2 == 0 {
+                        Settled::Open
+                    } else {
+                        Settled::At(Digest::default())
+                    },
+                    ..image
+                });
+            }
+            Step::Settle { image } | Step::Verify { image } => {
+                return Done::Image(MemoryImage {
+                    settled: Settled::At(Digest::default()),
+                    boot: BOOT,
                     ..image
                 });
             }
@@ -289,7 +331,10 @@ impl Host {
                 Effect::CutShort { number } => {
                     let background = matches!(
                         self.outstanding,
-                        Some((_, Step::Spill { .. } | Step::Greet | Step::DropResident))
+                        Some((
+                            _,
+                            Step::Spill { .. } | Step::Settle { .. } | Step::Greet | Step::DropResident
+                        ))
                     );
                     let noted = matches!(&self.outstanding, Some((_, Step::Write(record)))
                         if matches!(record.phase, Phase::Running { .. } | Phase::Standby { .. }));
@@ -350,8 +395,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
-    fn the_rules_hold_whatever_comes(acts in acts(), spill in any::<bool>()) {
-        let mut host = Host::new(spill);
+    fn the_rules_hold_whatever_comes(acts in acts(), spill in any::<bool>(), cold in any::<bool>()) {
+        let on_lost = if cold { OnLostMemory::ColdBoot } else { OnLostMemory::StayStopped };
+        let mut host = Host::new(spill, on_lost);
         host.act(Act::Request(0));
         for act in acts {
             host.act(act);

@@ -3,11 +3,11 @@
 //! A line at the margin is an input; the lines below it, indented, are what it brought. `#` comments.
 //!
 //! ```text
-//! new [spill|cannot-sleep]            a fresh machine
-//! recover PHASE [same|other-pid|rebooted|no-image]
+//! new [spill|cannot-sleep|cold-boot]  a fresh machine
+//! recover PHASE [same|other-pid|rebooted|no-image] [cold-boot]
 //! start|stop|sleep|cancel|wake|delete TICKET ARGUMENT    e and c tickets: engine, caller
-//! done N [process|image|traffic]      a step succeeded
-//! fail N [lasting]
+//! done N [process|image|written|spilled|settled|traffic]      a step succeeded
+//! fail N [lasting|untrusted]
 //! exit [off]   ready   knock   strange
 //! after DURATION                      time passes, then the deadline is handled if it is due
 //! ```
@@ -17,12 +17,16 @@ use std::time::Duration;
 
 use dormouse_model::time::parse_duration;
 use dormouse_model::workload::SleepSupport;
-use dormouse_model::{Attempt, Generation, MonoTime, SleepTrigger, WakeCause};
+use dormouse_model::{
+    Attempt, Bytes, Digest, Generation, ImagePart, Lost, MonoTime, OnLostMemory, PartFault, SleepTrigger,
+    WakeCause,
+};
 
-use crate::adoption::{Facts, Heard, Presence};
+use crate::adoption::{Facts, Heard, Seen};
 use crate::machine::{
-    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Input, Kept, Machine, MemoryImage, Phase,
-    ProcessIdentity, Readiness, Record, Removal, Request, Settings, SpillPolicy, Step, StepFailure, Ticket,
+    Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Expected, Input, Kept, Machine, MemoryImage,
+    Phase, ProcessIdentity, Readiness, Record, Removal, Request, Settings, Settled, SpillPolicy, Step,
+    StepFailure, Ticket,
 };
 
 const BOOT: BootId = BootId(1);
@@ -35,6 +39,12 @@ const IMAGE: MemoryImage = MemoryImage {
     generation: Generation(1),
     boot: BOOT,
     kept: Kept::Resident { inode: 11 },
+    expected: Expected {
+        manifest: Digest([0; 32]),
+        state: Bytes(0),
+        memory: Bytes(0),
+    },
+    settled: Settled::Open,
 };
 
 /// Runs the inputs of a trace and returns the trace with the effects that they really brought.
@@ -67,6 +77,7 @@ fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<
             let mut settings: Settings = super::SETTINGS;
             match word(1) {
                 "spill" => settings.spill = SpillPolicy::Spill,
+                "cold-boot" => settings.on_lost = OnLostMemory::ColdBoot,
                 "cannot-sleep" => settings.sleep_support = SleepSupport::DriverCannot,
                 _ => {}
             }
@@ -74,10 +85,17 @@ fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<
         }
         "recover" => {
             let (record, facts) = recovery(word(1), word(2));
-            *machine = Machine::recover(super::SETTINGS, record, &facts, *now, out);
+            let mut settings: Settings = super::SETTINGS;
+            if words.contains(&"cold-boot") {
+                settings.on_lost = OnLostMemory::ColdBoot;
+            }
+            if word(2) == "rebooted" {
+                settings.boot = BootId(2);
+            }
+            *machine = Machine::recover(settings, record, &facts, *now, out);
         }
         "done" => {
-            let done = brought(word(2), machine.record().generation);
+            let done = brought(word(2), machine.record().generation, machine);
             machine.handle(
                 *now,
                 Input::StepDone {
@@ -91,6 +109,7 @@ fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<
             let why = "broken".to_owned();
             let failure = match word(2) {
                 "lasting" => StepFailure::Lasting { why },
+                "untrusted" => StepFailure::untrusted(Lost::plain(ImagePart::State, PartFault::Digest)),
                 _ => StepFailure::Passing { why },
             };
             machine.handle(
@@ -124,13 +143,19 @@ fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<
     None
 }
 
-fn brought(what: &str, generation: Generation) -> Done {
+fn brought(what: &str, generation: Generation, machine: &Machine) -> Done {
     let image = MemoryImage { generation, ..IMAGE };
     match what {
         "process" => Done::Process(PROCESS),
         "image" => Done::Image(image),
-        "spilled" => Done::Image(MemoryImage {
-            kept: Kept::Spilled,
+        "written" => Done::Image(MemoryImage {
+            kept: Kept::Spilled { inode: 12 },
+            ..image
+        }),
+        "spilled" | "settled" => Done::Image(MemoryImage {
+            kept: Kept::Spilled { inode: 12 },
+            settled: Settled::At(Digest::default()),
+            boot: machine.settings.boot,
             ..image
         }),
         "traffic" => Done::Traffic,
@@ -208,6 +233,16 @@ fn recovery(phase: &str, found: &str) -> (Record, Facts) {
             readiness: Readiness::Ready,
         },
         "standby" => Phase::Standby { image: IMAGE },
+        "settled" => Phase::Standby {
+            image: MemoryImage {
+                kept: Kept::Spilled { inode: 12 },
+                settled: Settled::At(Digest::default()),
+                ..IMAGE
+            },
+        },
+        "cold" => Phase::Cold {
+            lost: Lost::plain(ImagePart::State, PartFault::Digest),
+        },
         "stopping" => Phase::Stopping,
         "failed" => Phase::Failed {
             reason: dormouse_model::FailReason::HostRebooted,
@@ -215,13 +250,18 @@ fn recovery(phase: &str, found: &str) -> (Record, Facts) {
         "deleting" => Phase::Deleting,
         other => panic!("no such phase: {other:?}"),
     };
+    let seen = |inode| {
+        let length = Bytes(0);
+        Some(Seen { inode, length })
+    };
     let same = Facts {
         boot: BOOT,
         start_ticks_at_pid: Some(7),
         heard: Heard::Answers,
-        resident_inode: Some(11),
-        spilled: Presence::Absent,
-        device_state: Some(Generation(1)),
+        resident: seen(11),
+        spilled: seen(12),
+        state: seen(13),
+        manifest: seen(14),
     };
     let facts = match found {
         "" | "same" => same,
@@ -231,12 +271,13 @@ fn recovery(phase: &str, found: &str) -> (Record, Facts) {
         },
         "rebooted" => Facts {
             boot: BootId(2),
-            resident_inode: None,
+            resident: None,
             start_ticks_at_pid: None,
             ..same
         },
         "no-image" => Facts {
-            resident_inode: None,
+            resident: None,
+            spilled: None,
             ..same
         },
         other => panic!("no such find: {other:?}"),
@@ -284,9 +325,17 @@ fn step_text(step: &Step) -> String {
         Step::Write(record) => match &record.phase {
             Phase::Running { readiness, .. } => format!("write running {readiness:?}").to_lowercase(),
             Phase::Standby { image } => {
-                format!("write standby generation {} {:?}", image.generation, image.kept)
+                let settled = match image.settled {
+                    Settled::Open => "",
+                    Settled::At(_) => " settled",
+                };
+                format!(
+                    "write standby generation {} {:?}{settled}",
+                    image.generation, image.kept
+                )
             }
             Phase::Failed { reason } => format!("write failed: {reason}"),
+            Phase::Cold { lost } => format!("write cold: {lost}"),
             Phase::Stopped => "write stopped".to_owned(),
             Phase::Starting => "write starting".to_owned(),
             Phase::Stopping => "write stopping".to_owned(),

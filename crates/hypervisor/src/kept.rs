@@ -1,0 +1,391 @@
+//! Programs that are kept for the machines that they run: device state is loaded by the program that saved
+//! it, and an upgrade of the host's must not strand sleepers.
+//!
+//! ```text
+//!  <root>/<version>-<digest>/program         hard link; a copy where links cannot cross
+//!                           /modules/*.so    what the program loads to execute guests, likewise
+//!                           /data            directories of its firmware, one a line
+//! ```
+//!
+//! The digest is over program and modules. Machines are always started from what is kept, so that a running
+//! machine is one that can be put to sleep whatever becomes of the host's program meanwhile. Firmware stays
+//! the host's: a guest that is restored has left it behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dormouse_model::{Digest, Fault, ImagePart, Kind, Lost, PartFault};
+use sha2::{Digest as _, Sha256};
+
+/// A program of the host, as a probe found it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProgramSource {
+    /// Its version, in its own words.
+    pub version: String,
+    /// Where it is.
+    pub program: PathBuf,
+    /// What it loads to execute guests.
+    pub modules: Vec<PathBuf>,
+    /// Where its firmware is.
+    pub data: Vec<PathBuf>,
+}
+
+/// A kept program, opened to be started.
+#[derive(Debug)]
+pub struct ProgramPart {
+    /// The program.
+    pub program: OwnedFd,
+    /// The directory of its modules.
+    pub modules: OwnedFd,
+    /// Where its firmware is.
+    pub data: Vec<PathBuf>,
+}
+
+/// The programs kept under one directory.
+#[derive(Debug)]
+pub struct KeptPrograms {
+    root: PathBuf,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Under what the host's program is kept.
+    sources: BTreeMap<ProgramSource, String>,
+    /// What kept files looked like when their digest was last right.
+    sound: BTreeMap<String, Vec<Stamp>>,
+}
+
+/// What changes when a file does: a digest need not be taken again while it is the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    name: String,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+const PROGRAM: &str = "program";
+const MODULES: &str = "modules";
+const DATA: &str = "data";
+
+/// What could not be kept, or not be opened for reasons that may pass.
+#[derive(Debug, thiserror::Error)]
+#[error("keeping the monitor's program {path}")]
+pub struct KeepError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Fault for KeepError {
+    fn kind(&self) -> Kind {
+        match self.source.kind() {
+            io::ErrorKind::StorageFull => Kind::Exhausted,
+            io::ErrorKind::NotFound => Kind::NotFound,
+            _ => Kind::Unavailable,
+        }
+    }
+    fn code(&self) -> &'static str {
+        "DRIVER_KEEP"
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> KeepError + '_ {
+    move |source| KeepError {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl KeptPrograms {
+    /// Those under `root`, which is made when something is kept.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        Self {
+            root,
+            known: Mutex::default(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Both maps are memories of what is on disk: a panic elsewhere leaves them true.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a program, and returns under which name. Blocks: for as long as reading it takes the first time,
+    /// later for a few looks. While a daemon lives it goes on with the program that it found first.
+    ///
+    /// # Errors
+    /// When it cannot be read, or there is no room.
+    pub fn keep(&self, source: &ProgramSource) -> Result<String, KeepError> {
+        let known = self.known().sources.get(source).cloned();
+        if let Some(name) = known
+            && self.compare(&name).is_ok()
+        {
+            return Ok(name);
+        }
+        let digest = digest_of(&source.program, &source.modules)?;
+        let name = format!("{}-{}", source.version, digest.short());
+        let folder = self.root.join(&name);
+        if self.compare(&name).is_err() {
+            self.make(source, &folder)?;
+        }
+        self.known().sources.insert(source.clone(), name.clone());
+        Ok(name)
+    }
+
+    /// Makes the folder under another name first: one that a crash left half made is not taken for it.
+    fn make(&self, source: &ProgramSource, folder: &Path) -> Result<(), KeepError> {
+        let partial = folder.with_extension("partial");
+        for leftover in [&partial, &folder.to_owned()] {
+            match fs::remove_dir_all(leftover) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(leftover)(error)),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        let modules = partial.join(MODULES);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&modules)
+            .map_err(failed(&modules))?;
+        // The monitors' users look up modules in it by descriptor.
+        for open in [&partial, &modules] {
+            fs::set_permissions(open, fs::Permissions::from_mode(0o755)).map_err(failed(open))?;
+        }
+        link_or_copy(&source.program, &partial.join(PROGRAM))?;
+        for module in &source.modules {
+            if let Some(name) = module.file_name() {
+                link_or_copy(module, &modules.join(name))?;
+            }
+        }
+        let data: Vec<String> = source
+            .data
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        fs::write(partial.join(DATA), data.join("\n")).map_err(failed(&partial))?;
+        for path in [&partial.join(DATA), &modules, &partial] {
+            File::open(path)
+                .and_then(|file| file.sync_all())
+                .map_err(failed(path))?;
+        }
+        fs::rename(&partial, folder).map_err(failed(folder))?;
+        File::open(&self.root)
+            .and_then(|root| root.sync_all())
+            .map_err(failed(&self.root))
+    }
+
+    /// Opens what is kept under `name`, once its digest is the one in the name. Blocks: for as long as reading
+    /// it takes once a daemon, and whenever the files have changed since.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn open(&self, name: &str) -> Result<ProgramPart, Lost> {
+        self.compare(name)?;
+        let folder = self.root.join(name);
+        let open = |path: &Path| File::open(path).map_err(|error| unreadable(&error));
+        let data = fs::read_to_string(folder.join(DATA)).map_err(|error| unreadable(&error))?;
+        Ok(ProgramPart {
+            program: open(&folder.join(PROGRAM))?.into(),
+            modules: open(&folder.join(MODULES))?.into(),
+            data: data.lines().map(PathBuf::from).collect(),
+        })
+    }
+
+    fn compare(&self, name: &str) -> Result<(), Lost> {
+        const PART: ImagePart = ImagePart::Monitor;
+        // A name is one of ours, never a path to elsewhere.
+        let Some((version, wanted)) = name.rsplit_once('-') else {
+            return Err(Lost::differs(PART, PartFault::Malformed, name, ""));
+        };
+        if version.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
+            return Err(Lost::differs(PART, PartFault::Malformed, name, ""));
+        }
+        let folder = self.root.join(name);
+        let (program, modules) = (folder.join(PROGRAM), files_of(&folder.join(MODULES)));
+        let stamps = stamps(&program, &modules).map_err(|error| unreadable(&error))?;
+        if self.known().sound.get(name) == Some(&stamps) {
+            return Ok(());
+        }
+        let found = digest_of(&program, &modules).map_err(|error| unreadable(&error.source))?;
+        if found.short() != wanted {
+            return Err(Lost::differs(PART, PartFault::Digest, found.short(), wanted));
+        }
+        self.known().sound.insert(name.to_owned(), stamps);
+        Ok(())
+    }
+
+    /// Drops all that are not in `in_use`; returns their names.
+    ///
+    /// # Errors
+    /// When one cannot be removed; the others are.
+    pub fn sweep(&self, in_use: &BTreeSet<String>) -> Result<Vec<String>, KeepError> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(&self.root)(error)),
+        };
+        let (mut dropped, mut outcome) = (Vec::new(), Ok(()));
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if in_use.contains(&name) {
+                continue;
+            }
+            match fs::remove_dir_all(entry.path()) {
+                Ok(()) => dropped.push(name),
+                Err(error) => outcome = Err(failed(&entry.path())(error)),
+            }
+        }
+        outcome.map(|()| dropped)
+    }
+}
+
+fn unreadable(error: &io::Error) -> Lost {
+    const PART: ImagePart = ImagePart::Monitor;
+    match error.kind() {
+        io::ErrorKind::NotFound => Lost::plain(PART, PartFault::Missing),
+        _ => Lost::differs(PART, PartFault::Unreadable, error, ""),
+    }
+}
+
+/// The files of a folder in the order of their names; of none there are none.
+fn files_of(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    files
+}
+
+fn stamps(program: &Path, modules: &[PathBuf]) -> io::Result<Vec<Stamp>> {
+    let stamp = |path: &Path| {
+        let meta = fs::metadata(path)?;
+        Ok(Stamp {
+            name: path.display().to_string(),
+            inode: meta.ino(),
+            length: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    };
+    std::iter::once(program)
+        .chain(modules.iter().map(PathBuf::as_path))
+        .map(stamp)
+        .collect()
+}
+
+/// Of a program and its modules, each by the name of its file.
+fn digest_of(program: &Path, modules: &[PathBuf]) -> Result<Digest, KeepError> {
+    let mut all = Sha256::new();
+    all.update(file_digest(program).map_err(failed(program))?);
+    let mut modules: Vec<_> = modules.iter().collect();
+    modules.sort_by_key(|path| path.file_name());
+    for module in modules {
+        let name = module
+            .file_name()
+            .map(std::ffi::OsStr::as_encoded_bytes)
+            .unwrap_or_default();
+        all.update((name.len() as u64).to_le_bytes());
+        all.update(name);
+        all.update(file_digest(module).map_err(failed(module))?);
+    }
+    Ok(Digest(all.finalize().into()))
+}
+
+fn file_digest(path: &Path) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(path)?, &mut hash)?;
+    Ok(hash.finalize().into())
+}
+
+/// The same file under another name, or its bytes where a link cannot be made: on another file system, or
+/// when the file has been unlinked.
+fn link_or_copy(from: &Path, to: &Path) -> Result<(), KeepError> {
+    let real = fs::canonicalize(from).map_err(failed(from))?;
+    if fs::hard_link(&real, to).is_ok() {
+        return Ok(());
+    }
+    fs::copy(&real, to).map_err(failed(to))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).map_err(failed(to))?;
+    File::open(to)
+        .and_then(|copy| copy.sync_all())
+        .map_err(failed(to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(folder: &Path, text: &str) -> ProgramSource {
+        let (program, module) = (folder.join("monitor"), folder.join("accel.so"));
+        // As a package does it: another file takes the name.
+        drop(fs::remove_file(&program));
+        fs::write(&program, text).unwrap();
+        fs::write(&module, "module").unwrap();
+        ProgramSource {
+            version: "7.2".to_owned(),
+            program,
+            modules: vec![module],
+            data: vec![PathBuf::from("/usr/share/firmware")],
+        }
+    }
+
+    #[test]
+    fn what_is_kept_outlives_an_upgrade_and_goes_when_nobody_names_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let kept = KeptPrograms::new(scratch.path().join("vmm"));
+        let old = kept.keep(&source(scratch.path(), "old")).unwrap();
+        let source = source(scratch.path(), "new");
+        let later = KeptPrograms::new(scratch.path().join("vmm"));
+        let new = later.keep(&source).unwrap();
+        assert_ne!(old, new);
+        assert_eq!(later.keep(&source).unwrap(), new);
+        let part = later.open(&old).unwrap();
+        assert_eq!(io::read_to_string(File::from(part.program)).unwrap(), "old");
+        assert_eq!(part.data, [PathBuf::from("/usr/share/firmware")]);
+        assert_eq!(later.sweep(&[new.clone()].into()).unwrap(), [old.clone()]);
+        assert_eq!(later.open(&old).unwrap_err().fault, PartFault::Missing);
+        assert!(later.open(&new).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_one_is_refused_and_made_anew() {
+        let scratch = tempfile::tempdir().unwrap();
+        let kept = KeptPrograms::new(scratch.path().join("vmm"));
+        let source = source(scratch.path(), "program");
+        let name = kept.keep(&source).unwrap();
+        let program = scratch.path().join("vmm").join(&name).join(PROGRAM);
+        fs::remove_file(&program).unwrap();
+        fs::write(&program, "prOgram").unwrap();
+        assert_eq!(kept.open(&name).unwrap_err().fault, PartFault::Digest);
+        let module = scratch
+            .path()
+            .join("vmm")
+            .join(&name)
+            .join(MODULES)
+            .join("accel.so");
+        fs::remove_file(module).unwrap();
+        assert_eq!(kept.open(&name).unwrap_err().fault, PartFault::Digest);
+        // A daemon that starts has the sound one of the host.
+        let later = KeptPrograms::new(scratch.path().join("vmm"));
+        assert_eq!(later.keep(&source).unwrap(), name);
+        assert!(later.open(&name).is_ok());
+    }
+
+    #[test]
+    fn a_name_is_no_path() {
+        let scratch = tempfile::tempdir().unwrap();
+        let kept = KeptPrograms::new(scratch.path().to_owned());
+        for name in ["", "x", "../x-1", "-1", ".-1", "a/b-1"] {
+            assert_eq!(kept.open(name).unwrap_err().fault, PartFault::Malformed, "{name}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! What a daemon finds when it starts: every record compared with the host. Sleepers, of which there may be
+//! thousands, are looked at together, each question asked once for all; whatever else there is has a look
+//! of its own.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use dormouse_model::error::chain;
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::damaged::Remains;
+use super::seat::Seat;
+use super::{EVENTS, Holdings, Instances, InstancesTask, NOTICES, Registry, Shared};
+use crate::actor::{Actor, Rested};
+use crate::adoption::{Facts, Heard};
+use crate::error::InstanceError;
+use crate::machine::{Done, Effect, Input, Machine, Phase, Step};
+use crate::record::{InstanceRecord, Remembered};
+use crate::recovery;
+use crate::rooms::Rooms;
+use crate::steps::Parts;
+use crate::sweep::{self, Owners};
+
+/// Instances that are looked for at a time when a daemon starts: one that does not answer holds up no other.
+const LOOKS: usize = 32;
+
+/// Sleepers whose files one thread looks at before it takes the next.
+const SLEEPERS_A_LOOK: usize = 1024;
+
+/// Marks that have a control group: of these a process may be left. `None` when nobody says, so that nobody
+/// is taken to have none.
+///
+/// What the keeper holds is no such mark. A tap that nobody but the keeper has is found as a device when the
+/// links of sleepers are taken over, and what is held for no process is let go of by [`sweep::leftovers`].
+fn groups(rooms: &Rooms) -> Option<HashSet<String>> {
+    match rooms.cgroups.names() {
+        Ok(names) => Some(names.into_iter().collect()),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "control groups not listed");
+            None
+        }
+    }
+}
+
+impl Instances {
+    /// The manager over `rooms`, with every recorded instance recovered: what runs is adopted, what
+    /// sleeps stays asleep, what was half done is finished or undone by its task.
+    ///
+    /// # Errors
+    /// When the records cannot be read at all.
+    pub async fn recover(rooms: Arc<Rooms>) -> Result<(Self, InstancesTask), InstanceError> {
+        let listing = rooms
+            .store
+            .list::<InstanceRecord>()
+            .await
+            .map_err(|source| InstanceError::Store {
+                what: "all instances".to_owned(),
+                source,
+            })?;
+        let (instances, task) = Self::empty(rooms);
+        let aside = listing.damaged.iter().map(|damage| &damage.key);
+        let owners = Owners::new(listing.records.iter().map(|(key, _)| key).chain(aside));
+        let mut remains = instances.set_aside(listing.damaged).await;
+        let groups = groups(&instances.shared.rooms);
+        let (mut sleepers, mut others) = (Vec::new(), Vec::new());
+        for (key, record) in listing.records {
+            let mut remembered = match Remembered::from_record(record.clone()) {
+                Ok(remembered) => remembered,
+                Err(error) => {
+                    tracing::error!(%key, %error, "an instance's record contradicts itself");
+                    remains.extend(Remains::of_record(&key, &record, &error));
+                    continue;
+                }
+            };
+            remembered.view.revision = instances.shared.rooms.first_revision();
+            instances.enter(&remembered);
+            let sleeps = matches!(remembered.life.phase, Phase::Standby { .. });
+            match &groups {
+                Some(left) if sleeps && !left.contains(&remembered.view.id.mark()) => {
+                    sleepers.push(remembered);
+                }
+                Some(_) | None => others.push(remembered),
+            }
+        }
+        instances.bring_back_sleepers(sleepers).await;
+        let turns = Arc::new(Semaphore::new(LOOKS));
+        let linking: Vec<_> = (others.into_iter())
+            .map(|remembered| instances.bring_back(remembered, &turns))
+            .collect();
+        for linked in linking {
+            // Closed when it is so; nothing is ever sent.
+            let _closed = linked.await;
+        }
+        instances.keep_damaged(remains).await;
+        sweep::leftovers(&instances.shared.rooms, &owners).await;
+        // Beside the start: nobody waits for it.
+        let rooms = Arc::clone(&instances.shared.rooms);
+        instances.shared.spawn(async move {
+            if let Err(error) = recovery::sweep_programs(&rooms).await {
+                tracing::warn!(%error, "programs of monitors not swept");
+            }
+        });
+        Ok((instances, task))
+    }
+
+    fn empty(rooms: Arc<Rooms>) -> (Self, InstancesTask) {
+        let (notices, receiver) = mpsc::channel(NOTICES);
+        let shared = Arc::new(Shared {
+            registry: Mutex::new(Registry {
+                entries: BTreeMap::new(),
+                names: HashMap::new(),
+                pool: rooms.pool.clone(),
+                uids: BTreeSet::new(),
+                holdings: HashMap::new(),
+                leases: HashMap::new(),
+                damaged: BTreeMap::new(),
+            }),
+            rooms,
+            events: broadcast::Sender::new(EVENTS),
+            notices,
+            tasks: Mutex::new(JoinSet::new()),
+            detaching: AtomicBool::new(false),
+            leaving: watch::Sender::new(false),
+        });
+        let task = InstancesTask {
+            shared: Arc::clone(&shared),
+            notices: receiver,
+        };
+        (Self { shared }, task)
+    }
+
+    /// Takes what the record says that the instance has.
+    fn enter(&self, remembered: &Remembered) {
+        let (id, addresses) = (remembered.view.id, remembered.view.addresses);
+        let mut registry = self.shared.registry();
+        // Taken already or of another pool: the instance keeps what its guest has, and the pool
+        // gives it to nobody else.
+        if let Err(error) = registry.pool.claim(addresses) {
+            tracing::error!(instance_id = %id, %error, "recorded addresses");
+        }
+        let holdings = Holdings {
+            addresses: Some(addresses),
+            uid: Some(remembered.uid),
+        };
+        registry.holdings.insert(id, holdings);
+        registry.uids.insert(remembered.uid);
+        registry.names.insert(remembered.view.spec.name.clone(), id);
+    }
+
+    /// Gives a recorded instance its seat, and looks for it on the host in its task. What is returned closes
+    /// when its link is known to the data plane; a VMM that does not answer keeps only its own callers waiting.
+    fn bring_back(&self, remembered: Remembered, turns: &Arc<Semaphore>) -> oneshot::Receiver<()> {
+        let rooms = Arc::clone(&self.shared.rooms);
+        let (outlets, inbox) = self.seat(&remembered);
+        let (linked, wait) = oneshot::channel::<()>();
+        let (turns, mut leaving) = (Arc::clone(turns), self.shared.leaving.subscribe());
+        let shared = Arc::downgrade(&self.shared);
+        self.shared.spawn(async move {
+            // The semaphore is never closed.
+            let turn = turns.acquire_owned().await.ok();
+            let look = recovery::look(&rooms, &remembered, (linked, turn));
+            let found = tokio::select! {
+                found = look => found,
+                // What its VMM would have said the next daemon asks.
+                _ = leaving.wait_for(|leaving| *leaving) => return,
+            };
+            let (machine, effects) = recovered(&rooms, &remembered, &found.facts);
+            let mut actor = Actor::new(rooms, machine, remembered, found.parts, outlets, inbox);
+            actor.begin(None, effects).await;
+            Shared::see_through(&shared, actor).await;
+        });
+        wait
+    }
+
+    /// Brings back sleepers of which no process can be left.
+    async fn bring_back_sleepers(&self, sleepers: Vec<Remembered>) {
+        if sleepers.is_empty() {
+            return;
+        }
+        let rooms = &self.shared.rooms;
+        let links = sleepers
+            .iter()
+            .map(|sleeper| (sleeper.view.id, sleeper.view.addresses));
+        let adopted = rooms.network.adopt_parked(links.collect());
+        let (looked, adopted) = tokio::join!(look_at_files(rooms, sleepers), adopted);
+        for (id, error) in adopted {
+            tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted");
+        }
+        for (remembered, facts) in looked {
+            self.lay_down(remembered, &facts);
+        }
+    }
+
+    /// Puts a sleeper in its place: at rest when all of it is there, else with a task that sees to it.
+    fn lay_down(&self, remembered: Remembered, facts: &Facts) {
+        let rooms = &self.shared.rooms;
+        let id = remembered.view.id;
+        let link = rooms.network.link(id);
+        let (mut machine, mut effects) = recovered(rooms, &remembered, facts);
+        if link.is_some() {
+            answer_what_is_so(&mut machine, rooms, &mut effects);
+        }
+        let quiet = effects
+            .iter()
+            .all(|effect| matches!(effect, Effect::Publish { .. }))
+            && machine.state() == remembered.view.state;
+        if quiet {
+            match Rested::new(machine, remembered) {
+                Ok(rested) => {
+                    self.shared.registry().entries.insert(id, Seat::Resting(rested));
+                }
+                Err((machine, remembered)) => self.revive(machine, remembered, effects),
+            }
+        } else {
+            self.revive(machine, remembered, effects);
+        }
+    }
+
+    fn revive(&self, machine: Machine, remembered: Remembered, effects: Vec<Effect>) {
+        let parts = Parts {
+            link: self.shared.rooms.network.link(remembered.view.id),
+            ..Parts::default()
+        };
+        self.launch_task(machine, remembered, parts, None, effects);
+    }
+}
+
+/// The machine of a record, given what was found, and what it wants done first.
+pub(super) fn recovered(rooms: &Rooms, remembered: &Remembered, facts: &Facts) -> (Machine, Vec<Effect>) {
+    let mut effects = Vec::new();
+    let machine = Machine::recover(
+        rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
+        remembered.life.clone(),
+        facts,
+        rooms.clock.now(),
+        &mut effects,
+    );
+    (machine, effects)
+}
+
+/// Reports the steps done whose work is known to be done: no process is left, and the link is there.
+fn answer_what_is_so(machine: &mut Machine, rooms: &Rooms, effects: &mut Vec<Effect>) {
+    let is_so = |effect: &Effect| match effect {
+        Effect::Run { step, .. } => matches!(step, Step::LetGo | Step::AttachLink),
+        Effect::CutShort { .. } | Effect::Publish { .. } | Effect::Ended { .. } | Effect::Gone => false,
+    };
+    while let Some(at) = effects.iter().position(is_so) {
+        if let Effect::Run { number, .. } = effects.remove(at) {
+            let done = Done::Plain;
+            machine.handle(rooms.clock.now(), Input::StepDone { number, done }, effects);
+        }
+    }
+}
+
+/// Looks at the files of all sleepers, a bounded number at a time.
+async fn look_at_files(rooms: &Rooms, sleepers: Vec<Remembered>) -> Vec<(Remembered, Facts)> {
+    let boot = rooms.boot();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (mut looking, mut looked) = (JoinSet::new(), Vec::with_capacity(sleepers.len()));
+    let mut rest = sleepers.into_iter();
+    loop {
+        let part: Vec<Remembered> = rest.by_ref().take(SLEEPERS_A_LOOK).collect();
+        if part.is_empty() || looking.len() >= threads {
+            match looking.join_next().await {
+                Some(Ok(found)) => looked.extend::<Vec<_>>(found),
+                // Named where it happened; its instances are not known to this daemon, and untouched.
+                Some(Err(error)) => tracing::error!(%error, "looking at sleepers' files panicked"),
+                None => return looked,
+            }
+        }
+        if !part.is_empty() {
+            let layout = rooms.layout.clone();
+            looking.spawn_blocking(move || {
+                let facts = |sleeper: Remembered| {
+                    let facts = recovery::facts(&layout, &sleeper, boot, None, Heard::Answers);
+                    (sleeper, facts)
+                };
+                part.into_iter().map(facts).collect()
+            });
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What is done with the memory of a sleeper: it moves to disk, it is made to outlive a reboot, it is
+//! compared after one.
+
+use std::sync::Arc;
+
+use super::{Change, Outcome, StepContext, blocking, distrust, failure, plain};
+use crate::machine::{Done, Kept, MemoryImage, Settled, StepFailure};
+use crate::memory::{GuestRam, Home, Spill, SpillEnd};
+use crate::trust::check::Check;
+
+impl StepContext {
+    /// Copies memory to disk, with its digest: what was copied is settled at once.
+    pub(super) async fn spill(self, image: MemoryImage) -> Outcome {
+        let id = self.remembered.view.id;
+        let files = self.rooms.layout.images();
+        let (uid, cut) = (self.remembered.uid, Arc::clone(&self.cut));
+        let ram = self.remembered.view.memory;
+        let copy = move || {
+            let spill = Spill {
+                files: &files,
+                id,
+                uid,
+                cancelled: cut.flag(),
+            };
+            spill.run().map_err(|error| failure(&error))
+        };
+        match self.alone(copy).await? {
+            SpillEnd::Durable {
+                copied,
+                inode,
+                digest,
+            } => {
+                metrics::counter!(crate::metrics::SPILLED_BYTES).increment(copied.0);
+                let image = MemoryImage {
+                    kept: Kept::Spilled { inode },
+                    settled: Settled::At(digest),
+                    ..image
+                };
+                let ram = GuestRam {
+                    home: Home::Disk,
+                    ..ram
+                };
+                Ok((Done::Image(image), Change::Ram(ram)))
+            }
+            SpillEnd::Cancelled => Err(StepFailure::Passing {
+                why: "a wake wanted the memory".to_owned(),
+            }),
+        }
+    }
+
+    pub(super) async fn drop_resident(self) -> Outcome {
+        let id = self.remembered.view.id;
+        let files = self.rooms.layout.images();
+        let drop_it = move || files.drop_image(id, Home::Tmpfs).map_err(|error| failure(&error));
+        self.alone(drop_it).await.map(plain)
+    }
+
+    /// In the background, behind other sleepers: reading memory must not keep the host's disk from those
+    /// that somebody waits for.
+    pub(super) async fn settle(self, image: MemoryImage) -> Outcome {
+        let turn = tokio::select! {
+            turn = Arc::clone(&self.rooms.settling).acquire_owned() => turn,
+            () = self.cut.wished() => {
+                let why = "a wake wanted the memory".to_owned();
+                return Err(StepFailure::Passing { why });
+            }
+        };
+        let outcome = self.compare_memory(image).await;
+        drop(turn);
+        outcome
+    }
+
+    /// Now: somebody waits.
+    pub(super) async fn verify(self, image: MemoryImage) -> Outcome {
+        self.compare_memory(image).await
+    }
+
+    async fn compare_memory(&self, image: MemoryImage) -> Outcome {
+        let began = tokio::time::Instant::now();
+        let (layout, id, boot) = (
+            self.rooms.layout.clone(),
+            self.remembered.view.id,
+            self.rooms.boot(),
+        );
+        let cut = Arc::clone(&self.cut);
+        let settled = blocking(move || {
+            let check = Check {
+                layout: &layout,
+                id,
+                image,
+                boot,
+            };
+            check.settle(cut.flag()).map_err(distrust)
+        })
+        .await?;
+        metrics::histogram!(crate::metrics::SETTLE_SECONDS).record(began.elapsed().as_secs_f64());
+        Ok((Done::Image(settled), Change::Nothing))
+    }
+}
