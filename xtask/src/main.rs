@@ -187,6 +187,17 @@ enum Bench {
         #[command(flatten)]
         output: Output,
     },
+    /// The daemon ends and starts again, again and again, under requests and wakes.
+    Restarts {
+        /// How often; half of them by SIGKILL.
+        #[arg(long, default_value_t = 100)]
+        restarts: usize,
+        /// Requests a second to guests that are awake.
+        #[arg(long, default_value_t = 500)]
+        rate: u32,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Open connections over many sleeps.
     Connections {
         /// Sleeps and wakes.
@@ -267,6 +278,11 @@ fn run_bench(bench: &Bench) -> Result<ExitCode> {
             file(output),
         ),
         Bench::Sleepers { count, idle, output } => bench::sleepers::run(*count, *idle, file(output)),
+        Bench::Restarts {
+            restarts,
+            rate,
+            output,
+        } => bench::restarts::run(*restarts, *rate, file(output)),
         Bench::Connections { cycles, output } => bench::connections::run(*cycles, file(output)),
     }
 }

@@ -17,6 +17,9 @@ const SHORT_SEEDS: u64 = 200;
 const SHORT_CUTS: u64 = 50;
 /// Storms of each half in the short storm.
 const SHORT_STORMS: usize = 1;
+/// Restarts of the daemon in the short bench of them, and requests a second meanwhile.
+const SHORT_RESTARTS: usize = 4;
+const SHORT_RATE: u32 = 50;
 /// Cases of the short corruption.
 const SHORT_CASES: usize = 400;
 /// Kills of the short chaos.
@@ -55,7 +58,7 @@ impl Verdicts {
     }
 }
 
-/// Runs all tests, the short simulation, and the short forms of the named suites.
+/// Runs all tests, the short simulation, and the short forms of the other suites.
 pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     println!("building what guests run");
     build::guest_binaries()?;
@@ -73,11 +76,7 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
         },
         None,
     );
-    short_storm(&mut verdicts);
-    short_chaos(&mut verdicts);
-    short_power_loss(&mut verdicts);
-    short_corruption(&mut verdicts);
-    short_hostile(&mut verdicts);
+    shorts(&mut verdicts);
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -85,73 +84,46 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     finish(&verdicts, json)
 }
 
-fn short_storm(verdicts: &mut Verdicts) {
+/// The short forms of the suites that have figures of their own.
+fn shorts(verdicts: &mut Verdicts) {
+    let not_root = (!setup::is_root()).then_some("not root");
+    let no_guests = not_root.or_else(|| {
+        let qemu = setup::find_program("qemu-system-x86_64");
+        qemu.is_none().then_some("no QEMU; cargo xtask setup --install")
+    });
     println!("storm, {SHORT_STORMS} of each half");
-    with_guests("storm", verdicts, || {
+    short(verdicts, "storm", no_guests, || {
         bench::wake_storm::run(SHORT_STORMS, bench::wake_storm::Judged::Losses, None)
     });
-}
-
-/// Every kind of leak once, and some kills.
-fn short_chaos(verdicts: &mut Verdicts) {
+    println!("{SHORT_RESTARTS} restarts");
+    short(verdicts, "restarts", no_guests, || {
+        bench::restarts::run(SHORT_RESTARTS, SHORT_RATE, None)
+    });
     println!("chaos, planted leaks and {SHORT_KILLS} kills");
-    let request = |plant_leak: Option<&str>| chaos::Request {
+    let chaos = |plant_leak: Option<&str>| chaos::Request {
         kills: SHORT_KILLS,
         seed: 1,
         plant_leak: plant_leak.map(str::to_owned),
     };
-    with_guests("chaos leaks", verdicts, || {
-        chaos::run(&request(Some("all")), None)
+    short(verdicts, "chaos leaks", no_guests, || {
+        chaos::run(&chaos(Some("all")), None)
     });
-    with_guests("chaos kills", verdicts, || chaos::run(&request(None), None));
-}
-
-/// Runs what takes guests, or says why it cannot.
-fn with_guests(name: &str, verdicts: &mut Verdicts, work: impl FnOnce() -> Result<ExitCode>) {
-    let lacking = if !setup::is_root() {
-        Some("not root")
-    } else if setup::find_program("qemu-system-x86_64").is_none() {
-        Some("no QEMU; cargo xtask setup --install")
-    } else {
-        None
-    };
-    if let Some(why) = lacking {
-        verdicts.add(name, Verdict::Skipped, Some(why));
-        return;
-    }
-    let verdict = match work() {
-        Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
-        Ok(_) => Verdict::Failed,
-        Err(error) => {
-            println!("{name}: {error:#}");
-            Verdict::Failed
-        }
-    };
-    verdicts.add(name, verdict, None);
-}
-
-fn short_power_loss(verdicts: &mut Verdicts) {
+    short(verdicts, "chaos kills", no_guests, || {
+        chaos::run(&chaos(None), None)
+    });
+    println!("hostile input, short");
+    short(verdicts, "hostile", not_root, || hostile::run(true, None, None));
     println!("power loss, {SHORT_CUTS} cut points");
     short(verdicts, "power-loss", power_loss::lacking(), || {
         power_loss::run(SHORT_CUTS, 1, None)
     });
-}
-
-fn short_corruption(verdicts: &mut Verdicts) {
-    let lacking = (!setup::is_root()).then_some("not root");
     println!("corruption, {SHORT_CASES} cases");
-    short(verdicts, "corruption", lacking, || {
+    short(verdicts, "corruption", not_root, || {
         corruption::run(SHORT_CASES, 1, None)
     });
 }
 
-fn short_hostile(verdicts: &mut Verdicts) {
-    let lacking = (!setup::is_root()).then_some("not root");
-    println!("hostile input, short");
-    short(verdicts, "hostile", lacking, || hostile::run(true, None, None));
-}
-
-/// The short form of a suite that has figures of its own.
+/// One of them, unless something is lacking.
 fn short(
     verdicts: &mut Verdicts,
     name: &str,

@@ -80,6 +80,7 @@ const PURE: &[&str] = &[
     "crates/instance/src/machine",
     "crates/instance/src/adoption.rs",
     "crates/instance/src/ledger/book.rs",
+    "crates/keeper/src/custody.rs",
     "crates/network/src/pool.rs",
     "crates/conntrack/src/sync.rs",
     "crates/conntrack/src/wire",

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use dormouse_daemon::config::{self, RawConfig};
-use dormouse_daemon::{Ending, explain};
-use tokio::signal::unix::{SignalKind, signal};
+use dormouse_daemon::{Activation, DaemonError, Ending, explain};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Exit codes: sysexits(3) where it has a word.
@@ -82,7 +82,11 @@ fn main() -> ExitCode {
     let code = runtime.block_on(run(config));
     // Work that nobody can stop, such as the end of a copy of memory, must not keep the daemon: what it
     // leaves half done the next one begins anew.
-    runtime.shutdown_timeout(LEFTOVERS);
+    runtime.shutdown_timeout(if code == ExitCode::from(FORCED) {
+        Duration::ZERO
+    } else {
+        LEFTOVERS
+    });
     code
 }
 
@@ -97,23 +101,47 @@ fn start_logging(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 async fn run(config: config::Config) -> ExitCode {
+    let activation = match Activation::take() {
+        Ok(activation) => activation,
+        Err(error) => {
+            eprintln!("dormoused: what the service manager hands over: {error}");
+            return ExitCode::from(UNAVAILABLE);
+        }
+    };
+    let (terminate, interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => {
+            eprintln!("dormoused: listening for signals: {error}");
+            return ExitCode::from(UNAVAILABLE);
+        }
+    };
     let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    let mut signals = tokio::task::JoinSet::new();
-    signals.spawn(async move {
-        let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            return;
-        };
+    // The daemon is a large future; the other arm is a few words.
+    let daemon = Box::pin(dormouse_daemon::run(config, stop.clone(), activation));
+    tokio::select! {
+        ended = daemon => exit_code(ended),
+        () = until_forced(stop, terminate, interrupt) => ExitCode::from(FORCED),
+    }
+}
+
+/// The first signal asks for an orderly end, the second for one at once: that is what a crash would leave,
+/// which the next daemon can deal with.
+async fn until_forced(stop: CancellationToken, mut terminate: Signal, mut interrupt: Signal) {
+    let mut next = async || {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("stopping; guests stay as they are");
-        stopping.cancel();
-    });
-    match dormouse_daemon::run(config, stop).await {
+    };
+    next().await;
+    tracing::info!("stopping; guests stay as they are");
+    stop.cancel();
+    next().await;
+    tracing::warn!("a second signal: ending at once; guests stay as they are");
+}
+
+fn exit_code(ended: Result<Ending, DaemonError>) -> ExitCode {
+    match ended {
         Ok(Ending::Asked) => ExitCode::SUCCESS,
         Ok(Ending::TaskEnded(name)) => {
             eprintln!("dormoused: {name} ended");

@@ -102,6 +102,12 @@ pub const SECTIONS: &[Section] = &[
                 "run as root, where mounting is allowed",
             ),
             Code::new(
+                "HOST_SOCKET_TAKEN",
+                &[Kind::Exists],
+                "another process listens on the API's socket; the message names it",
+                "end it, or give one of the two another `api.socket`",
+            ),
+            Code::new(
                 "HOST_SOCKET",
                 &[Kind::Unavailable],
                 "the API's socket cannot be bound",

@@ -1,85 +1,133 @@
-//! What `grpc.health.v1` says of each service: serving, or not yet, or no longer.
+//! The gRPC health service: every service is serving until the daemon goes down, and none after that. A
+//! client that watches is told so, and then let go of, or the end would wait for it.
+
+use std::future::ready;
+use std::pin::Pin;
 
 use dormouse_proto::v1::image_service_server::ImageServiceServer;
 use dormouse_proto::v1::instance_service_server::InstanceServiceServer;
 use dormouse_proto::v1::standby_service_server::StandbyServiceServer;
 use dormouse_proto::v1::system_service_server::SystemServiceServer;
-use tonic::server::NamedService;
-use tonic_health::ServingStatus;
-use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
-use tonic_health::server::HealthReporter;
+use futures_util::stream::{self, Stream, StreamExt as _};
+use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService as _;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::api::Api;
 
-/// The daemon as a whole, and each of its services.
+/// Whose health is known; the empty name is the daemon's as a whole.
 const SERVICES: [&str; 5] = [
     "",
-    <InstanceServiceServer<Api> as NamedService>::NAME,
-    <ImageServiceServer<Api> as NamedService>::NAME,
-    <StandbyServiceServer<Api> as NamedService>::NAME,
-    <SystemServiceServer<Api> as NamedService>::NAME,
+    InstanceServiceServer::<Api>::NAME,
+    ImageServiceServer::<Api>::NAME,
+    StandbyServiceServer::<Api>::NAME,
+    SystemServiceServer::<Api>::NAME,
 ];
 
-/// Says how the daemon is. Cheap to clone.
+/// The service.
 #[derive(Debug, Clone)]
-pub struct Health {
-    reporter: HealthReporter,
+pub struct HealthOfAll {
+    leaving: CancellationToken,
 }
 
-impl Health {
-    /// A daemon that does not serve yet, and the service that says so.
-    pub async fn new() -> (Self, HealthServer<impl HealthService>) {
-        let (reporter, service) = tonic_health::server::health_reporter();
-        let health = Self { reporter };
-        health.say(ServingStatus::NotServing).await;
-        (health, service)
+impl HealthOfAll {
+    /// Serving until `leaving` is cancelled.
+    #[must_use]
+    pub const fn new(leaving: CancellationToken) -> Self {
+        Self { leaving }
     }
 
-    /// Everything is recovered: requests are served.
-    pub async fn serving(&self) {
-        self.say(ServingStatus::Serving).await;
+    /// To be added to a server.
+    #[must_use]
+    pub fn into_service(self) -> HealthServer<Self> {
+        HealthServer::new(self)
     }
 
-    /// The daemon ends, or is not recovered yet: requests under way are finished, new ones go elsewhere.
-    pub async fn not_serving(&self) {
-        self.say(ServingStatus::NotServing).await;
+    fn now(&self) -> HealthCheckResponse {
+        answer(if self.leaving.is_cancelled() {
+            ServingStatus::NotServing
+        } else {
+            ServingStatus::Serving
+        })
     }
+}
 
-    async fn say(&self, status: ServingStatus) {
-        for service in SERVICES {
-            self.reporter.set_service_status(service, status).await;
+fn answer(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
+        status: status.into(),
+    }
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Health for HealthOfAll {
+    type WatchStream = Answers;
+
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        if SERVICES.contains(&request.get_ref().service.as_str()) {
+            Ok(Response::new(self.now()))
+        } else {
+            Err(Status::not_found("no such service"))
         }
+    }
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Answers>, Status> {
+        if !SERVICES.contains(&request.get_ref().service.as_str()) {
+            // The protocol has the stream stay open, for the service may come. None of ours will.
+            let unknown = Ok(answer(ServingStatus::ServiceUnknown));
+            let leaving = self.leaving.clone().cancelled_owned();
+            let first = stream::once(async { unknown });
+            let rest = stream::once(leaving).filter_map(|()| ready(None));
+            return Ok(Response::new(Box::pin(first.chain(rest))));
+        }
+        let first = self.now();
+        let was_serving = first.status == i32::from(ServingStatus::Serving);
+        let leaving = self.leaving.clone().cancelled_owned();
+        let last = stream::once(leaving)
+            .filter_map(move |()| ready(was_serving.then(|| Ok(answer(ServingStatus::NotServing)))));
+        let first = stream::once(async move { Ok(first) });
+        Ok(Response::new(Box::pin(first.chain(last))))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tonic::Request;
-    use tonic_health::pb::HealthCheckRequest;
+
+    fn ask(service: &str) -> Request<HealthCheckRequest> {
+        Request::new(HealthCheckRequest {
+            service: service.to_owned(),
+        })
+    }
 
     #[tokio::test]
-    async fn each_service_tells_when_it_serves() {
-        let (reporter, _) = tonic_health::server::health_reporter();
-        let service = tonic_health::server::HealthService::from_health_reporter(reporter.clone());
-        let health = Health { reporter };
-        let says = async |name: &str| {
-            let request = HealthCheckRequest {
-                service: name.to_owned(),
-            };
-            service
-                .check(Request::new(request))
-                .await
-                .unwrap()
-                .into_inner()
-                .status
-        };
-        for name in SERVICES {
-            health.not_serving().await;
-            assert_eq!(says(name).await, 2, "{name}");
-            health.serving().await;
-            assert_eq!(says(name).await, 1, "{name}");
+    async fn a_daemon_that_leaves_serves_no_more_and_lets_its_watchers_go() {
+        let leaving = CancellationToken::new();
+        let health = HealthOfAll::new(leaving.clone());
+        assert!(health.check(ask("none")).await.is_err());
+        for service in SERVICES {
+            let now = health.check(ask(service)).await.unwrap().into_inner();
+            assert_eq!(now.status(), ServingStatus::Serving, "{service:?}");
         }
-        assert_eq!(SERVICES[1], "dormouse.v1.InstanceService");
+        let known = health.watch(ask("")).await.unwrap().into_inner();
+        let unknown = health.watch(ask("none")).await.unwrap().into_inner();
+        leaving.cancel();
+        let status = |told: Result<HealthCheckResponse, Status>| told.unwrap().status();
+        let told: Vec<_> = known.map(status).collect().await;
+        assert_eq!(told, [ServingStatus::Serving, ServingStatus::NotServing]);
+        let told: Vec<_> = unknown.map(status).collect().await;
+        assert_eq!(told, [ServingStatus::ServiceUnknown]);
+        let late = health.watch(ask("")).await.unwrap().into_inner();
+        let told: Vec<_> = late.map(status).collect().await;
+        assert_eq!(told, [ServingStatus::NotServing]);
+        let now = health.check(ask("")).await.unwrap().into_inner();
+        assert_eq!(now.status(), ServingStatus::NotServing);
     }
 }

@@ -48,11 +48,24 @@ pub enum HostError {
         /// Why.
         source: io::Error,
     },
+    /// Somebody listens on the API's socket.
+    #[error("another process{} serves at {}", pid.map_or_else(String::new, |pid| format!(" ({pid})")), path.display())]
+    SocketTaken {
+        /// Where.
+        path: PathBuf,
+        /// Who, when the kernel tells.
+        pid: Option<u32>,
+    },
 }
 
 impl Fault for HostError {
     fn kind(&self) -> Kind {
-        Kind::Unavailable
+        match self {
+            Self::Directory { .. } | Self::Mount { .. } | Self::BootId { .. } | Self::Socket { .. } => {
+                Kind::Unavailable
+            }
+            Self::SocketTaken { .. } => Kind::Exists,
+        }
     }
     fn code(&self) -> &'static str {
         match self {
@@ -60,6 +73,7 @@ impl Fault for HostError {
             Self::Mount { .. } => "HOST_MOUNT",
             Self::BootId { .. } => "HOST_BOOT_ID",
             Self::Socket { .. } => "HOST_SOCKET",
+            Self::SocketTaken { .. } => "HOST_SOCKET_TAKEN",
         }
     }
 }

@@ -7,6 +7,9 @@
 //! | [`engine`] | the shell around the standby engine |
 //! | [`api`] | the gRPC services |
 //! | [`server`] | the server on its socket |
+//! | [`door`] | requests under way and requests refused at the end |
+//! | [`health`] | the health service |
+//! | [`activation`] | what a service manager hands over and is told |
 //! | [`events`] | the event log |
 //! | [`images`] | images joined with the store and with instances |
 //! | [`keeper`] | finding or starting the keeper of descriptors |
@@ -16,10 +19,12 @@
 //! | [`host`] | directories and mounts of ours |
 //! | [`codes`] | the codes of its errors, with meaning and advice |
 
+pub mod activation;
 pub mod api;
 mod causes;
 pub mod codes;
 pub mod config;
+pub mod door;
 pub mod engine;
 pub mod error;
 pub mod events;
@@ -37,7 +42,11 @@ use std::time::Duration;
 use dormouse_model::error::chain;
 use tokio_util::sync::CancellationToken;
 
+use dormouse_keeper::notify::News;
+
+pub use activation::Activation;
 pub use error::DaemonError;
+use server::ApiSocket;
 
 /// How long requests under way may take at the end, and then plans under way.
 const GRACE: Duration = Duration::from_secs(10);
@@ -57,14 +66,25 @@ pub enum Ending {
 ///
 /// # Errors
 /// When a room cannot be had; nothing of the API was served then.
-pub async fn run(config: config::Config, stop: CancellationToken) -> Result<Ending, DaemonError> {
-    let mut house = wiring::join(&config, stop.clone()).await?;
-    let listener = server::bind(&config.api_socket)?;
+pub async fn run(
+    config: config::Config,
+    stop: CancellationToken,
+    mut activation: Activation,
+) -> Result<Ending, DaemonError> {
+    let manager = activation.manager.clone();
+    manager
+        .tell(&[News::Status("taking over what an earlier daemon left")])
+        .await;
+    let mut house = wiring::join(&config, stop.clone(), &mut activation).await?;
+    let socket = match activation.api.take() {
+        Some(passed) => ApiSocket::of_manager(passed, &config.api_socket)?,
+        None => ApiSocket::bind(&config.api_socket).await?,
+    };
+    let place = socket.place();
     tracing::info!(socket = %config.api_socket.display(), "serving");
-    let stopping = stop.clone();
     let mut serving = tokio::task::JoinSet::new();
-    let api = house.api.clone();
-    serving.spawn(async move { server::serve(listener, api, stopping.cancelled_owned()).await });
+    serving.spawn(server::serve(socket, house.api.clone(), stop.clone()));
+    manager.tell(&[News::Ready, News::Status("serving")]).await;
     let ended = tokio::select! {
         // First: what ends because it was asked to has not failed.
         biased;
@@ -76,14 +96,22 @@ pub async fn run(config: config::Config, stop: CancellationToken) -> Result<Endi
             }
             Some("api")
         }
+        // Never ends.
+        () = manager.watch() => None,
     };
     if let Some(name) = ended {
         tracing::error!(name, "a critical task ended");
     }
     stop.cancel();
-    let orderly = let_go(&house, serving).await;
-    if let Err(error) = std::fs::remove_file(&config.api_socket) {
-        tracing::debug!(%error, "removing the socket");
+    manager
+        .tell(&[News::Stopping, News::Status("letting go of guests")])
+        .await;
+    let orderly = tokio::select! {
+        orderly = let_go(&house, serving) => orderly,
+        () = manager.watch() => false,
+    };
+    if let Some(place) = place {
+        place.remove();
     }
     Ok(match (ended, orderly) {
         (Some(name), _) => Ending::TaskEnded(name),

@@ -8,7 +8,7 @@ use dormouse_conntrack::requirements::{EventsSetting, Requirements, Tracking};
 use dormouse_instance::ledger::{Ledger, Statement};
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
-use dormouse_model::{Bytes, WallTime};
+use dormouse_model::{Bytes, WallTime, WorkloadId};
 use dormouse_network::limits;
 use dormouse_sys::netns::Namespace;
 
@@ -165,6 +165,42 @@ pub fn doctor(facts: &SystemFacts) -> Vec<Check> {
     checks.extend(check_conntrack(facts));
     checks.extend(check_neighbours(facts.sleepers));
     checks
+}
+
+/// Instances whose records are not to be read.
+#[must_use]
+pub fn check_records(damaged: &[(WorkloadId, String)]) -> Check {
+    let (verdict, detail) = if damaged.is_empty() {
+        (Verdict::Ok, "every record of an instance can be read".to_owned())
+    } else {
+        let each = damaged.iter().map(|(id, why)| format!("{id}: {why}"));
+        (Verdict::Failed, each.collect::<Vec<_>>().join("; "))
+    };
+    check(
+        "records",
+        verdict,
+        detail,
+        "save what you need from the guest, then dormouse rm -f ID",
+    )
+}
+
+/// Whether what must outlive the daemon is kept.
+#[must_use]
+pub fn check_custody(custody: &dormouse_keeper::custody::Status) -> Check {
+    let verdict = match (custody.here, custody.refused + custody.pending) {
+        (true, 0) => Verdict::Ok,
+        (true | false, _) => Verdict::Warning,
+    };
+    let detail = format!(
+        "{} kept, {} to be kept or let go, {} refused, {} keepers lost",
+        custody.kept, custody.pending, custody.refused, custody.losses
+    );
+    check(
+        "keeper",
+        verdict,
+        detail,
+        "guests survive a restart all the same; see keeper.log in the run directory",
+    )
 }
 
 fn check_accelerator(facts: &SystemFacts) -> Check {

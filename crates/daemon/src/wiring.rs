@@ -20,7 +20,8 @@ use dormouse_hypervisor::{Accelerator, Driver, KeptPrograms, Probe};
 use dormouse_image::{GuestKernel, initrd};
 use dormouse_instance::ledger::{Floors, Ledger};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
-use dormouse_instance::{Instances, Rooms};
+use dormouse_instance::{InstanceEvent, Instances, Rooms};
+use dormouse_keeper::{Custodian, KeeperError, Source};
 use dormouse_model::State;
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
@@ -34,19 +35,23 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::activation::{Activation, StoreSource};
 use crate::api::Api;
-use crate::config::{AcceleratorChoice, Config};
+use crate::config::{AcceleratorChoice, Config, KeeperChoice};
 use crate::engine::{EngineHandle, EngineRooms, Watchbook, engine};
 use crate::error::DaemonError;
 use crate::events::{EventLog, Happening};
 use crate::host;
 use crate::images::ImageRoom;
-use crate::keeper;
+use crate::keeper::KeeperSource;
 use crate::system::{HostFacts, SystemFacts};
 
 /// How often the store's lock is tried, and the pause between.
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a start waits for a keeper: without one guests are adopted all the same.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How many sleepers' memory is read at a time in the background: one keeps a processor and the disk busy.
 const SETTLING: usize = 1;
@@ -71,28 +76,32 @@ pub struct House {
 ///
 /// # Errors
 /// The first room that cannot be had.
-pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, DaemonError> {
+pub async fn join(
+    config: &Config,
+    stop: CancellationToken,
+    activation: &mut Activation,
+) -> Result<House, DaemonError> {
     let (ram, mark) = (host::prepare(config)?, host::mark(&config.data_directory));
     let (store, damages) = open_store(&config.data_directory.join("dormouse.db")).await?;
     let images = ImageRoom::open(&config.data_directory, store.clone(), config.image_limits).await?;
-    let (driver, probe) = probed_driver(config).await?;
+    let (driver, probe) = open_driver(config).await?;
     let cgroups = Hierarchy::open(&format!("dormouse-{mark}"), &config.run_directory.join("cgroup"))?;
     let mut tasks = Tasks::new();
     let plane = open_plane(config, &mark, &mut tasks).await?;
     let (observer, observations) = open_observer(config, &mut tasks)?;
-    let holder = keeper::reach(&config.run_directory).await?;
+    let custodian = open_custody(config, activation, &mut tasks).await?;
     let (clock, host_facts) = (Arc::new(Clock), HostFacts::read());
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
     let (placement, boot) = (placement(config, &host_facts), guest_boot(config));
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
     let rooms = Arc::new(Rooms {
         store: store.clone(),
-        driver: Arc::new(driver),
+        driver,
         probe,
         kept: Arc::new(KeptPrograms::new(config.data_directory.join("vmm"))),
         network: plane.network.clone(),
         images: Arc::new(images.clone()),
-        holder: Arc::new(holder),
+        custodian,
         vmm_namespace: Arc::new(host::vmm_namespace(&config.run_directory)?),
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
@@ -110,7 +119,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         boot_id: host::boot_id()?,
         settling: Arc::new(tokio::sync::Semaphore::new(SETTLING)),
     });
-    let instances = recover(config, Arc::clone(&rooms), &mut tasks).await?;
+    let (instances, changes) = recover(config, Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {
         instances: instances.clone(),
         observer,
@@ -123,7 +132,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         sleep_support: sleep_support(&rooms.probe),
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
-    let events = start_event_log(&rooms, &instances, damages, &mut tasks)?;
+    let events = start_event_log(&rooms, changes, damages, &mut tasks)?;
     let api = Api::open(
         instances.clone(),
         images,
@@ -142,11 +151,11 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     })
 }
 
-/// The driver, and what it found out about this host.
-async fn probed_driver(config: &Config) -> Result<(QemuDriver, Probe), DaemonError> {
+/// The driver, and what it can do here.
+async fn open_driver(config: &Config) -> Result<(Arc<dyn Driver>, Probe), DaemonError> {
     let driver = QemuDriver::new(qemu_config(config));
     let probe = driver.probe().await?;
-    Ok((driver, probe))
+    Ok((Arc::new(driver), probe))
 }
 
 /// The data plane and what belongs to its configuration.
@@ -212,10 +221,49 @@ fn layout(config: &Config, ram: PathBuf) -> Layout {
     }
 }
 
-/// Recovers the instances, and then sweeps what bears our mark and is nobody's.
-async fn recover(config: &Config, rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, DaemonError> {
+/// Whoever keeps descriptors for the next daemon: the service manager where it does, else our keeper.
+async fn open_custody(
+    config: &Config,
+    activation: &mut Activation,
+    tasks: &mut Tasks,
+) -> Result<Custodian, KeeperError> {
+    let by_manager = match config.keeper {
+        KeeperChoice::Auto => activation.can_keep(),
+        KeeperChoice::Process => false,
+        KeeperChoice::Manager => true,
+    };
+    let source: Arc<dyn Source> = if by_manager {
+        let stored = std::mem::take(&mut activation.stored);
+        let store = StoreSource::open(&activation.manager, stored).await;
+        Arc::new(store.ok_or_else(|| KeeperError::Absent {
+            path: "NOTIFY_SOCKET".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })?)
+    } else {
+        Arc::new(KeeperSource::new(&config.run_directory))
+    };
+    let (custodian, task) = Custodian::new(source);
+    tasks.spawn(async move {
+        task.run().await;
+        "custodian"
+    });
+    if !custodian.first_reached(KEEPER_PATIENCE).await {
+        tracing::error!("nobody keeps descriptors yet; taps are taken from their guests' processes");
+    }
+    Ok(custodian)
+}
+
+/// Recovers the instances, and then sweeps what bears our mark and is nobody's. Also returns the changes of
+/// instances from the first on.
+async fn recover(
+    config: &Config,
+    rooms: Arc<Rooms>,
+    tasks: &mut Tasks,
+) -> Result<(Instances, Receiver<InstanceEvent>), DaemonError> {
     let network = rooms.network.clone();
     let (instances, notices) = Instances::recover(rooms).await?;
+    // Before the first notice is distributed, or the log would not have it.
+    let changes = instances.events();
     tasks.spawn(async move {
         notices.run().await;
         "instances"
@@ -225,7 +273,7 @@ async fn recover(config: &Config, rooms: Arc<Rooms>, tasks: &mut Tasks) -> Resul
         Err(error) => tracing::warn!(error = %chain(&error), "sweeping the data plane"),
     }
     look_at_limits(config, &instances).await;
-    Ok(instances)
+    Ok((instances, changes))
 }
 
 fn start_engine(config: &Config, rooms: EngineRooms, tasks: &mut Tasks) -> EngineHandle {
@@ -263,7 +311,7 @@ fn sleep_support(probe: &Probe) -> SleepSupport {
 
 fn start_event_log(
     rooms: &Rooms,
-    instances: &Instances,
+    mut changes: Receiver<InstanceEvent>,
     mut damages: Receiver<Damage>,
     tasks: &mut Tasks,
 ) -> Result<EventLog, DaemonError> {
@@ -271,7 +319,7 @@ fn start_event_log(
         .random()
         .map_err(|source| dormouse_instance::InstanceError::Random { source })?;
     let events = EventLog::new(u64::from_be_bytes(epoch));
-    let (mut changes, log, clock) = (instances.events(), events.clone(), Arc::clone(&rooms.clock));
+    let (log, clock) = (events.clone(), Arc::clone(&rooms.clock));
     tasks.spawn(async move {
         loop {
             let happening = tokio::select! {

@@ -150,6 +150,13 @@ impl Actor {
         self.perform(first).await;
     }
 
+    /// Takes a command that did not come by the inbox.
+    pub(crate) async fn tell(&mut self, command: Command) {
+        let mut effects = Vec::new();
+        self.command(command, &mut effects);
+        self.perform(effects).await;
+    }
+
     /// Runs until the instance is gone, or the daemon detaches, or it could rest.
     pub(crate) async fn run(&mut self) -> Paused {
         while !(self.gone || self.detaching && self.underway.is_empty()) {

@@ -8,7 +8,8 @@
 //! | none, `Stopped` | anything | at rest; leftovers are cleared |
 //! | `Starting` | anything | the start begins again, after leftovers are cleared |
 //! | `Running` | its process, by pid, start time and boot | adopted: resumed and opened, because a sleep may have been under way |
-//! | `Running` | no such process | failed: ended meanwhile, or the host rebooted; by policy started again after a reboot |
+//! | `Running` | its process, which does not answer | failed: not answering; the burial ends it |
+//! | `Running` | no such process | failed: ended meanwhile, as its pidfd tells if one was kept, or the host rebooted; by policy started again after a reboot |
 //! | `Standby` | its image: all parts, of the recorded lengths, of this boot or settled on disk | kept asleep; a process of it is a leftover and ends |
 //! | `Standby` | no image, or another | failed with the part that is wrong; by policy asleep without an image |
 //! | `Cold` | anything | asleep without an image |
@@ -30,6 +31,8 @@ pub struct Facts {
     /// The start time, in clock ticks after boot, of the process that has the recorded pid now;
     /// `None` when there is none. A zombie is none.
     pub start_ticks_at_pid: Option<u64>,
+    /// What was heard of the recorded process.
+    pub heard: Heard,
     /// The workload's RAM file on tmpfs.
     pub resident: Option<Seen>,
     /// Its RAM file on disk.
@@ -38,6 +41,34 @@ pub struct Facts {
     pub state: Option<Seen>,
     /// The manifest of the recorded generation.
     pub manifest: Option<Seen>,
+}
+
+/// What was heard of a recorded process, beside that it is there or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Heard {
+    /// It answers; or there is none, and nobody knows how it ended.
+    Answers,
+    /// It is there, and did not answer for this long.
+    Silent {
+        /// Seconds.
+        for_secs: u64,
+    },
+    /// It called exit with this code.
+    Exited(i32),
+    /// This signal ended it.
+    Signalled(i32),
+}
+
+impl Heard {
+    /// How a process that is not there ended.
+    fn ending(self) -> String {
+        const WHEN: &str = "while no daemon ran";
+        match self {
+            Self::Answers | Self::Silent { .. } => WHEN.to_owned(),
+            Self::Exited(code) => format!("exit {code} {WHEN}"),
+            Self::Signalled(signal) => format!("signal {signal} {WHEN}"),
+        }
+    }
 }
 
 /// A file that is there.
@@ -120,10 +151,15 @@ fn running(process: ProcessIdentity, readiness: Readiness, facts: &Facts, on_los
         };
     }
     if facts.start_ticks_at_pid == Some(process.start_ticks) {
-        return Decision::Adopt { process, readiness };
+        return match facts.heard {
+            Heard::Silent { for_secs } => Decision::Fail(FailReason::NotAnswering {
+                how: format!("asked for {for_secs} s when a daemon started"),
+            }),
+            Heard::Answers | Heard::Exited(_) | Heard::Signalled(_) => Decision::Adopt { process, readiness },
+        };
     }
     Decision::Fail(FailReason::ProcessEnded {
-        how: "while no daemon ran".to_owned(),
+        how: facts.heard.ending(),
     })
 }
 
@@ -184,6 +220,7 @@ mod tests {
     const FACTS: Facts = Facts {
         boot: HERE,
         start_ticks_at_pid: Some(7),
+        heard: Heard::Answers,
         resident: Some(Seen {
             inode: 11,
             length: Bytes(4096),
@@ -256,6 +293,39 @@ mod tests {
         );
         check_by(OnLostMemory::ColdBoot, phase(BEFORE), FACTS, "finish start");
         check_by(OnLostMemory::ColdBoot, phase(HERE), FACTS, "adopt");
+    }
+
+    #[test]
+    fn what_was_heard_of_a_process_is_the_reason() {
+        let phase = || Phase::Running {
+            process: PROCESS,
+            readiness: Readiness::Ready,
+        };
+        let heard = |heard, start_ticks_at_pid| Facts {
+            heard,
+            start_ticks_at_pid,
+            ..FACTS
+        };
+        check(
+            phase(),
+            heard(Heard::Silent { for_secs: 15 }, Some(7)),
+            "fail: the process did not answer: asked for 15 s when a daemon started",
+        );
+        check(
+            phase(),
+            heard(Heard::Signalled(9), None),
+            "fail: the process ended: signal 9 while no daemon ran",
+        );
+        check(
+            phase(),
+            heard(Heard::Exited(1), None),
+            "fail: the process ended: exit 1 while no daemon ran",
+        );
+        check(
+            phase(),
+            heard(Heard::Silent { for_secs: 15 }, Some(8)),
+            "fail: the process ended: while no daemon ran",
+        );
     }
 
     fn asleep(boot: BootId, kept: Kept, settled: Settled) -> Phase {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, State, WallTime, WorkloadId};
 use dormouse_network::AddressPool;
@@ -20,6 +20,7 @@ use crate::rooms::{Layout, Rooms};
 use crate::steps::{Parts, fault};
 use crate::view::{InstanceEvent, InstanceView};
 
+mod damaged;
 mod preflight;
 mod recover;
 mod requests;
@@ -64,6 +65,8 @@ struct Shared {
     tasks: Mutex<JoinSet<()>>,
     /// Whether the daemon goes down: a task that ends then says nothing about its instance.
     detaching: AtomicBool,
+    /// Set with it: a look at a VMM that does not answer is given up.
+    leaving: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -72,11 +75,20 @@ struct Registry {
     names: HashMap<Name, WorkloadId>,
     pool: AddressPool,
     uids: BTreeSet<u32>,
-    /// Addresses and user id of each instance.
-    holdings: HashMap<WorkloadId, (Addresses, u32)>,
+    holdings: HashMap<WorkloadId, Holdings>,
+    /// Why, of instances whose records are not to be read.
+    damaged: BTreeMap<WorkloadId, String>,
     /// Images of instances that are being made: from before the image is looked at for the last time until
     /// the instance is in `entries`. Who removes an image asks here too.
     leases: HashMap<WorkloadId, String>,
+}
+
+/// What an instance has that nobody else may be given. All of it is known, but of an instance whose record is
+/// damaged.
+#[derive(Debug, Clone, Copy)]
+struct Holdings {
+    addresses: Option<Addresses>,
+    uid: Option<u32>,
 }
 
 type Entry = Seat<Command, InstanceView, Rested>;
@@ -199,34 +211,45 @@ impl Shared {
         task
     }
 
-    /// Runs an instance's task until it ends or its seat takes the instance back.
+    /// Runs an instance's task.
     fn occupy(self: &Arc<Self>, mut actor: Actor, birth: Option<InstanceEvent>, effects: Vec<Effect>) {
-        // Weak: what is spawned below is owned by what this would keep alive.
         let shared = Arc::downgrade(self);
         self.spawn(async move {
             actor.begin(birth, effects).await;
-            while actor.run().await == Paused::Restful {
-                let Some(shared) = shared.upgrade() else { return };
-                let mut registry = shared.registry();
-                let (inbox, view) = actor.ends();
-                let seat = registry.entries.get_mut(&actor.id());
-                if seat.is_none_or(|seat| seat.rest(inbox, view, || actor.rested())) {
-                    return;
-                }
-            }
+            Self::see_through(&shared, actor).await;
         });
+    }
+
+    /// Runs a task that has begun until it ends or its seat takes the instance back. The way to the seat is
+    /// weak: the task is owned by what it would keep alive.
+    async fn see_through(shared: &Weak<Self>, mut actor: Actor) {
+        while actor.run().await == Paused::Restful {
+            let Some(shared) = shared.upgrade() else { return };
+            let mut registry = shared.registry();
+            let (inbox, view) = actor.ends();
+            let seat = registry.entries.get_mut(&actor.id());
+            if seat.is_none_or(|seat| seat.rest(inbox, view, || actor.rested())) {
+                return;
+            }
+        }
     }
 
     fn forget(&self, id: WorkloadId) {
         let mut registry = self.registry();
         registry.entries.remove(&id);
         registry.leases.remove(&id);
+        registry.damaged.remove(&id);
         registry.names.retain(|_, owner| *owner != id);
-        if let Some((addresses, uid)) = registry.holdings.remove(&id) {
+        let Some(Holdings { addresses, uid }) = registry.holdings.remove(&id) else {
+            return;
+        };
+        if let Some(uid) = uid {
             registry.uids.remove(&uid);
-            if let Err(error) = registry.pool.release(addresses) {
-                tracing::warn!(instance_id = %id, %error, "addresses given back");
-            }
+        }
+        if let Some(addresses) = addresses
+            && let Err(error) = registry.pool.release(addresses)
+        {
+            tracing::warn!(instance_id = %id, %error, "addresses given back");
         }
     }
 }
@@ -241,16 +264,21 @@ impl Instances {
         birth: Option<InstanceEvent>,
         effects: Vec<Effect>,
     ) {
-        let (name, id) = (remembered.view.spec.name.clone(), remembered.view.id);
-        let (outlets, inbox, task) = self.shared.outlets(&remembered.view);
+        let (outlets, inbox) = self.seat(&remembered);
         let rooms = Arc::clone(&self.shared.rooms);
         let actor = Actor::new(rooms, machine, remembered, parts, outlets, inbox);
+        self.shared.occupy(actor, birth, effects);
+    }
+
+    /// Gives the instance a seat with a task, whose ends are returned: what is asked of it waits from now on.
+    fn seat(&self, remembered: &Remembered) -> (Outlets, mpsc::Receiver<Command>) {
+        let (name, id) = (remembered.view.spec.name.clone(), remembered.view.id);
+        let (outlets, inbox, task) = self.shared.outlets(&remembered.view);
         let mut registry = self.shared.registry();
         registry.names.insert(name, id);
         registry.entries.insert(id, Seat::Taken(task));
         registry.leases.remove(&id);
-        drop(registry);
-        self.shared.occupy(actor, birth, effects);
+        (outlets, inbox)
     }
 
     /// Makes an instance, wholly or not at all, and starts it when asked. Returns once the record is
@@ -349,7 +377,11 @@ impl Instances {
             .pool
             .allocate()
             .map_err(|_| InstanceError::Exhausted { what: "address" })?;
-        registry.holdings.insert(id, (addresses, uid));
+        let holdings = Holdings {
+            addresses: Some(addresses),
+            uid: Some(uid),
+        };
+        registry.holdings.insert(id, holdings);
         registry.uids.insert(uid);
         registry.names.insert(name, id);
         registry.leases.insert(id, image_digest.clone());
@@ -517,6 +549,7 @@ impl Instances {
     /// Lets go of every instance without touching it: outstanding steps finish, guests stay as they are.
     pub async fn detach(&self) {
         self.shared.detaching.store(true, Ordering::Release);
+        self.shared.leaving.send_replace(true);
         // Those at rest have nothing to let go of.
         let inboxes: Vec<_> = (self.shared.registry().entries.values())
             .filter_map(|entry| match entry {

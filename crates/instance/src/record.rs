@@ -15,6 +15,7 @@ use crate::memory::{GuestRam, Home, Sharing};
 use crate::view::{ExitInfo, InstanceView, SnapshotView};
 
 mod messages;
+pub(crate) mod salvage;
 
 pub use messages::{
     ExitRecord, FailureRecord, InstanceRecord, LostRecord, MemoryRecord, PolicyRecord, ProcessRecord,
@@ -223,6 +224,7 @@ impl FailureRecord {
             FailReason::WakeFailed { why } => ("wake_failed", why.clone()),
             FailReason::HostRebooted => ("host_rebooted", String::new()),
             FailReason::ImageLost(lost) => ("image_lost", lost.to_string()),
+            FailReason::NotAnswering { how } => ("not_answering", how.clone()),
             FailReason::Inconsistent { what } => ("inconsistent", what.clone()),
         };
         Self {
@@ -234,6 +236,7 @@ impl FailureRecord {
                 | FailReason::StartFailed { .. }
                 | FailReason::WakeFailed { .. }
                 | FailReason::HostRebooted
+                | FailReason::NotAnswering { .. }
                 | FailReason::Inconsistent { .. } => None,
             },
         }
@@ -250,6 +253,7 @@ impl FailureRecord {
                 let lost = self.lost.as_ref().ok_or(RecordError { field: "failure" })?;
                 lost.to_lost().map(FailReason::ImageLost)
             }
+            "not_answering" => Ok(FailReason::NotAnswering { how: text }),
             "inconsistent" => Ok(FailReason::Inconsistent { what: text }),
             _ => Err(RecordError { field: "failure" }),
         }

@@ -1,8 +1,11 @@
 //! Looking at the host for what a record speaks of, when a daemon starts. Gathers facts and handles;
 //! `adoption` decides.
+//!
+//! It comes in two parts. What the kernel knows is asked first and answers at once: whether the process is
+//! there, its tap, its link. Only then is a VMM spoken to, which may hang; the daemon serves the others
+//! meanwhile, and the sweep of what is nobody's has seen the link.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +16,16 @@ use dormouse_model::error::chain;
 use dormouse_model::{Bytes, Generation};
 use dormouse_network::Expected;
 
-use crate::adoption::{Facts, Seen};
+use crate::adoption::{Facts, Heard, Seen};
 use crate::machine::{BootId, Kept, Phase, ProcessIdentity};
 use crate::memory::Home;
 use crate::record::{InstanceRecord, Remembered};
 use crate::rooms::{Layout, Rooms};
 use crate::steps::Parts;
+
+mod held;
+
+pub(crate) use held::{keep_holding, tap_of_member};
 
 /// How long a VMM of an earlier daemon may take to answer, and how often it is asked: to give it up is to
 /// end it, and a busy host is no reason for that.
@@ -33,21 +40,18 @@ pub(crate) struct Found {
 }
 
 /// Looks at the host. What cannot be looked at counts as not there, except a process: one that lives
-/// and does not answer is still ours, and is ended through its group.
-pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
+/// and does not answer is still ours, and is ended through its group. `linked` is dropped as soon as
+/// the link is adopted, or will not be.
+pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered, linked: impl Send) -> Found {
     let id = remembered.view.id;
     let mut parts = Parts::default();
-    let mut start_ticks_at_pid = None;
-    if let Phase::Running { process, .. } = &remembered.life.phase {
-        start_ticks_at_pid = dormouse_sys::clock::process_start_ticks(process.pid).ok();
-        parts.vm = adopt(rooms, remembered, *process).await;
-        if parts.vm.is_none() {
-            start_ticks_at_pid = None;
-        }
-    }
-    let expected = match parts.vm {
-        Some(_) => Expected::Open {
-            tap: held_tap(rooms, remembered).await,
+    let recorded = running(remembered, rooms.boot());
+    let process = recorded.filter(|process| {
+        dormouse_sys::clock::process_start_ticks(process.pid).is_ok_and(|ticks| ticks == process.start_ticks)
+    });
+    let expected = match process {
+        Some(process) => Expected::Open {
+            tap: held::of_living(rooms, id, process).await,
         },
         None => Expected::Parked,
     };
@@ -57,7 +61,22 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
             Err(error) => tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted"),
         }
     }
-    let facts = facts(&rooms.layout, remembered, rooms.boot(), start_ticks_at_pid);
+    let mut heard = match process {
+        // Asked before the link is reported: what nobody has claimed by then is let go of.
+        None if recorded.is_some() => held::ending(rooms, id).await,
+        Some(_) | None => Heard::Answers,
+    };
+    drop(linked);
+    if let Some(process) = process {
+        (parts.vm, heard) = adopt(rooms, remembered, process).await;
+    }
+    let silent = matches!(heard, Heard::Silent { .. });
+    let there = process.filter(|_| parts.vm.is_some() || silent);
+    if process.is_some() && there.is_none() {
+        heard = held::ending(rooms, id).await;
+    }
+    let start_ticks = there.map(|process| process.start_ticks);
+    let facts = facts(&rooms.layout, remembered, rooms.boot(), start_ticks, heard);
     Found { facts, parts }
 }
 
@@ -67,6 +86,7 @@ pub(crate) fn facts(
     remembered: &Remembered,
     boot: BootId,
     start_ticks_at_pid: Option<u64>,
+    heard: Heard,
 ) -> Facts {
     let (id, files) = (remembered.view.id, layout.images());
     if let Phase::Standby { image } = &remembered.life.phase
@@ -91,6 +111,7 @@ pub(crate) fn facts(
     Facts {
         boot,
         start_ticks_at_pid,
+        heard,
         resident: look(&files.path(id, Home::Tmpfs)),
         spilled: look(&files.path(id, Home::Disk)),
         state: look(&layout.state_file(id, generation.0)),
@@ -133,15 +154,27 @@ const fn has_link(phase: &Phase) -> bool {
     }
 }
 
+/// The process that a record of this boot speaks of.
+fn running(remembered: &Remembered, boot: BootId) -> Option<ProcessIdentity> {
+    match &remembered.life.phase {
+        Phase::Running { process, .. } => (process.boot == boot).then_some(*process),
+        Phase::Stopped
+        | Phase::Starting
+        | Phase::Standby { .. }
+        | Phase::Cold { .. }
+        | Phase::Stopping
+        | Phase::Failed { .. }
+        | Phase::Deleting => None,
+    }
+}
+
+/// Speaks to a process that is there. Without a handle it has ended meanwhile, or was silent.
 async fn adopt(
     rooms: &Rooms,
     remembered: &Remembered,
     process: ProcessIdentity,
-) -> Option<Arc<dyn dormouse_hypervisor::Vm>> {
+) -> (Option<Arc<dyn dormouse_hypervisor::Vm>>, Heard) {
     let id = remembered.view.id;
-    if process.boot != rooms.boot() {
-        return None;
-    }
     let record = ProcessRecord {
         identity: dormouse_hypervisor::ProcessIdentity {
             pid: process.pid,
@@ -152,10 +185,10 @@ async fn adopt(
     };
     for attempt in 1..=ADOPTION_TRIES {
         match rooms.driver.adopt(&record, Deadline::now() + ADOPTION).await {
-            Ok(Adopted::Live(vm)) => return Some(Arc::from(vm)),
+            Ok(Adopted::Live(vm)) => return (Some(Arc::from(vm)), Heard::Answers),
             Ok(Adopted::Gone(gone)) => {
                 tracing::info!(instance_id = %id, pid = process.pid, %gone, "recorded process");
-                return None;
+                return (None, Heard::Answers);
             }
             Err(error) => {
                 let error = chain(&error);
@@ -163,19 +196,8 @@ async fn adopt(
             }
         }
     }
-    None
-}
-
-/// The tap that the keeper holds for the instance.
-async fn held_tap(rooms: &Rooms, remembered: &Remembered) -> Option<OwnedFd> {
-    let name = Rooms::held_name(remembered.view.id, "tap")?;
-    match rooms.holder.get(&name).await {
-        Ok(held) => held?.descriptors.into_iter().next(),
-        Err(error) => {
-            tracing::warn!(instance_id = %remembered.view.id, error = %chain(&error), "tap not handed back");
-            None
-        }
-    }
+    let for_secs = ADOPTION.as_secs() * u64::from(ADOPTION_TRIES);
+    (None, Heard::Silent { for_secs })
 }
 
 /// A regular file; what cannot be looked at is not there.

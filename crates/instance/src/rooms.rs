@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dormouse_hypervisor::{Driver, KeptPrograms, Probe};
 use dormouse_image::ImageError;
-use dormouse_keeper::{HeldName, Holder};
+use dormouse_keeper::{Custodian, HeldName};
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
 use dormouse_model::{Addresses, InstanceSpec, MacAddress, MonoTime, OnLostMemory, WallTime, WorkloadId};
@@ -211,8 +211,8 @@ pub struct Rooms {
     pub network: DataPlane,
     /// Imported images.
     pub images: Arc<dyn Images>,
-    /// Keeps descriptors over restarts of the daemon.
-    pub holder: Arc<dyn Holder>,
+    /// Has descriptors kept over restarts of the daemon.
+    pub custodian: Custodian,
     /// An empty network namespace for VMMs: what they need they hold by descriptor.
     pub vmm_namespace: Arc<Namespace>,
     /// One group a VMM.
@@ -266,6 +266,9 @@ impl Rooms {
     pub fn first_revision(&self) -> u64 {
         self.clock.wall().unix_nanos()
     }
+
+    /// What is kept of an instance that has a process: its tap, and its pidfd.
+    pub const HELD: [&str; 2] = ["tap", "process"];
 
     /// Under what the keeper holds an instance's `what`; `None` is impossible for the words we use.
     #[must_use]

@@ -273,31 +273,24 @@ impl StepContext {
         let copy = tap
             .try_clone()
             .map_err(|error| file_failure("duplicating", Path::new("tap"), &error))?;
-        self.hold("tap", HeldKind::Tap, copy).await;
+        self.hold("tap", HeldKind::Tap, copy);
         Ok((Done::Plain, Change::Tap(Some(tap))))
     }
 
-    /// Has the keeper hold a descriptor for the next daemon. Without it that daemon can still adopt the
-    /// guest, but not drain its tap, so it cannot put it to sleep before it was stopped once.
-    pub(crate) async fn hold(&self, what: &str, kind: HeldKind, descriptor: OwnedFd) {
-        let id = self.remembered.view.id;
-        let Some(name) = Rooms::held_name(id, what) else {
-            return;
-        };
-        if let Err(error) = self.rooms.holder.put(&name, kind, vec![descriptor]).await {
-            tracing::warn!(instance_id = %id, what, error = %chain(&error), "not held");
+    /// Has a descriptor kept for the next daemon. Does not wait until it is: the guest's own process holds
+    /// its tap, and a daemon that finds none kept takes a copy there.
+    pub(crate) fn hold(&self, what: &str, kind: HeldKind, descriptor: OwnedFd) {
+        if let Some(name) = Rooms::held_name(self.remembered.view.id, what) {
+            self.rooms.custodian.hold(name, kind, descriptor);
         }
     }
 
-    /// Has the keeper let go of everything of this instance.
-    pub(crate) async fn let_keeper_go(&self) {
-        let id = self.remembered.view.id;
-        for what in ["tap", "process"] {
-            let Some(name) = Rooms::held_name(id, what) else {
-                continue;
-            };
-            if let Err(error) = self.rooms.holder.remove(&name).await {
-                tracing::warn!(instance_id = %id, what, error = %chain(&error), "still held");
+    /// Has everything of this instance let go of. Does not wait until it is: what a keeper holds of a tap
+    /// keeps neither the device, which is deleted by number, nor its name.
+    pub(crate) fn let_keeper_go(&self) {
+        for what in Rooms::HELD {
+            if let Some(name) = Rooms::held_name(self.remembered.view.id, what) {
+                self.rooms.custodian.release(name);
             }
         }
     }

@@ -10,7 +10,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use dormouse_keeper::HeldName;
 use dormouse_model::WorkloadId;
 use dormouse_model::error::chain;
 
@@ -50,11 +49,6 @@ impl Owners {
     fn left_by_mark(&self, name: &str) -> bool {
         !self.anybody && is_mark(name) && !self.marks.contains(name)
     }
-
-    /// The same of something that the keeper holds, `ID/WHAT`.
-    fn left_in_keeper(&self, name: &str) -> bool {
-        name.split_once('/').is_some_and(|(id, _)| self.left_by_id(id))
-    }
 }
 
 /// Whether `name` looks like [`WorkloadId::mark`]: the tail of an id that it completes.
@@ -86,7 +80,7 @@ pub(crate) async fn leftovers(rooms: &Rooms, owners: &Owners) {
         tracing::error!(%error, "sweeping the folders of instances panicked");
     }
     sweep_groups(rooms, owners);
-    sweep_keeper(rooms, owners).await;
+    sweep_kept(rooms, owners);
 }
 
 /// Removes the entries of `folder` whose names are `left`.
@@ -134,23 +128,10 @@ fn sweep_groups(rooms: &Rooms, owners: &Owners) {
     }
 }
 
-/// Has the keeper let go of what it holds for nobody.
-async fn sweep_keeper(rooms: &Rooms, owners: &Owners) {
-    let held = match rooms.holder.list().await {
-        Ok(held) => held,
-        Err(error) => {
-            tracing::warn!(error = %chain(&error), "the keeper not asked for leftovers");
-            return;
-        }
-    };
-    let names = held.into_iter().map(|entry| entry.name);
-    let left: Vec<HeldName> = names
-        .filter(|name| owners.left_in_keeper(&name.to_string()))
-        .collect();
-    for name in left {
-        if let Err(error) = rooms.holder.remove(&name).await {
-            tracing::warn!(%name, error = %chain(&error), "the keeper still holds it");
-        }
+/// Has let go of what is kept for nobody: every instance with something to be kept has said so.
+fn sweep_kept(rooms: &Rooms, owners: &Owners) {
+    if !owners.anybody {
+        rooms.custodian.settled();
     }
 }
 
@@ -170,12 +151,9 @@ mod tests {
         assert!(!owners.left_by_id(&owner.to_string()));
         assert!(owners.left_by_mark(&gone.mark()));
         assert!(!owners.left_by_mark(&owner.mark()));
-        assert!(owners.left_in_keeper(&format!("{gone}/tap")));
-        assert!(!owners.left_in_keeper(&format!("{owner}/tap")));
         for foreign in ["", "lost+found", "web", "tap", "../x", "ILOU000000"] {
             assert!(!owners.left_by_id(foreign), "{foreign}");
             assert!(!owners.left_by_mark(foreign), "{foreign}");
-            assert!(!owners.left_in_keeper(foreign), "{foreign}");
         }
         // A record set aside under a key that is no id may be of any of them.
         let unsure = Owners::new(&[Key::from(owner), Key::from("?")]);

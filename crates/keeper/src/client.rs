@@ -30,6 +30,8 @@ struct Link {
     connection: Option<Connection>,
     /// Number of the last request.
     last: u64,
+    /// The keeper's process, as it said last.
+    process: Option<u32>,
 }
 
 impl KeeperClient {
@@ -41,6 +43,12 @@ impl KeeperClient {
             deadline,
             link: Mutex::default(),
         }
+    }
+
+    /// The process id of the keeper that answered last; `None` when none has, or it is of a release that
+    /// does not tell.
+    pub async fn process(&self) -> Option<u32> {
+        self.link.lock().await.process
     }
 
     /// Asks, at most twice: every request may be sent again, and a keeper that was restarted leaves
@@ -113,6 +121,7 @@ impl KeeperClient {
             .answer
             .ok_or(KeeperError::Garbled { what: "no answer" })?;
         link.connection = Some(connection);
+        link.process = (response.process != 0).then_some(response.process);
         Ok((answer, received.descriptors))
     }
 }

@@ -11,7 +11,8 @@ pub const SECTIONS: &[Section] = &[Section {
         Code::new(
             "KEEPER_ABSENT",
             &[Kind::Unavailable],
-            "no keeper listens and none could be started",
+            "no keeper listens and none could be started (logged, and tried again after at most 30 s); \
+             as an error of the start: `keeper.backend` is `manager` and there is no `NOTIFY_SOCKET`",
             "is `dormouse-keeper` beside the daemon? `<run>/keeper.log`",
         ),
         Code::new(

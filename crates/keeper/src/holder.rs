@@ -58,19 +58,7 @@ impl Holder for LocalHolder {
     }
 
     async fn get(&self, name: &HeldName) -> Result<Option<Held>, KeeperError> {
-        let shelf = self.shelf();
-        let Some(held) = shelf.get(name) else {
-            return Ok(None);
-        };
-        let copies: Result<Vec<OwnedFd>, _> = held.descriptors.iter().map(OwnedFd::try_clone).collect();
-        let descriptors = copies.map_err(|source| KeeperError::Unreadable {
-            name: name.to_string(),
-            source,
-        })?;
-        Ok(Some(Held {
-            kind: held.kind,
-            descriptors,
-        }))
+        self.shelf().copy(name)
     }
 
     async fn list(&self) -> Result<Vec<Entry>, KeeperError> {

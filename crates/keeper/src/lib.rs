@@ -5,8 +5,9 @@
 //! nothing else, so that a daemon may end in any way and its successor finds them.
 //!
 //! ```text
-//!  daemon ── Holder ─┬─ KeeperClient ══ Unix stream: frames, SCM_RIGHTS ══▶ Keeper ─▶ Shelf
-//!                    └─ LocalHolder ─▶ Shelf (tests)
+//!  instances ─▶ Custodian ─▶ Holder ─┬─ KeeperClient ══ Unix stream: frames, SCM_RIGHTS ══▶ Keeper ─▶ Shelf
+//!               (notes, copies)       ├─ DescriptorStore ══ notify socket ══▶ service manager
+//!                                     └─ LocalHolder ─▶ Shelf (tests)
 //! ```
 //!
 //! What never happens:
@@ -18,6 +19,9 @@
 //! |---|---|
 //! | [`shelf`] | what is kept, by name |
 //! | [`holder`] | the port: whoever keeps descriptors |
+//! | [`custody`] | what is wanted, what is kept, and what to do about the difference: pure |
+//! | [`custodian`] | the shell around it, with copies of everything that is wanted |
+//! | [`notify`], [`descriptor_store`] | the port over a service manager's descriptor store |
 //! | [`wire`] | the frames |
 //! | [`client`] | the port over the keeper's socket |
 //! | [`server`] | the keeper's side, run by `dormouse-keeper` |
@@ -25,15 +29,22 @@
 
 pub mod client;
 pub mod codes;
+pub mod custodian;
+pub mod custody;
+pub mod descriptor_store;
 mod error;
 pub mod holder;
+pub mod notify;
 pub mod server;
 pub mod shelf;
 mod socket;
 pub mod wire;
 
 pub use client::KeeperClient;
+pub use custodian::{Custodian, CustodianTask, Reached, Source};
+pub use descriptor_store::DescriptorStore;
 pub use error::KeeperError;
 pub use holder::{Holder, LocalHolder};
+pub use notify::Notifier;
 pub use server::Keeper;
 pub use shelf::{Entry, Held, HeldKind, HeldName, ProcessEnd};

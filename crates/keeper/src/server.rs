@@ -141,6 +141,7 @@ async fn serve(connection: Connection, shelf: Arc<Mutex<Shelf>>) {
             version: wire::VERSION,
             number: request.number,
             answer: Some(answer),
+            process: std::process::id(),
         };
         let borrowed: Vec<BorrowedFd<'_>> = copies.iter().map(OwnedFd::as_fd).collect();
         match timeout(
@@ -202,12 +203,10 @@ fn act(
             Answer::Done(true)
         }
         Ask::Get(name) => {
-            let Some(held) = shelf.get(&name.parse()?) else {
-                return Ok((Answer::Absent(true), Vec::new()));
-            };
-            let copies: Result<Vec<OwnedFd>, _> = held.descriptors.iter().map(OwnedFd::try_clone).collect();
-            let copies = copies.map_err(|source| KeeperError::Unreadable { name, source })?;
-            return Ok((Answer::Here(kind_number(held.kind)), copies));
+            return Ok(match shelf.copy(&name.parse()?)? {
+                Some(held) => (Answer::Here(kind_number(held.kind)), held.descriptors),
+                None => (Answer::Absent(true), Vec::new()),
+            });
         }
         Ask::List(after) => {
             let after: Option<HeldName> = if after.is_empty() {

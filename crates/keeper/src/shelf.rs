@@ -126,6 +126,25 @@ impl Shelf {
         self.held.get(name)
     }
 
+    /// Copies of what is kept under `name`.
+    ///
+    /// # Errors
+    /// When a descriptor cannot be copied.
+    pub fn copy(&self, name: &HeldName) -> Result<Option<Held>, KeeperError> {
+        let Some(held) = self.get(name) else {
+            return Ok(None);
+        };
+        let copies: Result<Vec<OwnedFd>, _> = held.descriptors.iter().map(OwnedFd::try_clone).collect();
+        let descriptors = copies.map_err(|source| KeeperError::Unreadable {
+            name: name.to_string(),
+            source,
+        })?;
+        Ok(Some(Held {
+            kind: held.kind,
+            descriptors,
+        }))
+    }
+
     /// Closes what is kept under `name`; whether there was something.
     pub fn remove(&mut self, name: &HeldName) -> bool {
         self.held.remove(name).is_some()

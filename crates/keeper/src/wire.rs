@@ -73,6 +73,10 @@ pub struct Response {
     /// What is answered.
     #[prost(oneof = "Answer", tags = "3, 4, 5, 6, 7, 8")]
     pub answer: Option<Answer>,
+    /// The keeper's process id; 0 from one that does not tell. The socket's peer is no help: it may have been
+    /// bound by a service manager.
+    #[prost(uint32, tag = "9")]
+    pub process: u32,
 }
 
 /// What is answered.
@@ -246,8 +250,14 @@ mod tests {
             version: 1,
             number: 2,
             answer: Some(Answer::Ended(ended)),
+            process: 0,
         };
         assert_eq!(response.encode_to_vec(), [8, 1, 16, 2, 0x3a, 2, 16, 14]);
+        let told = Response {
+            process: 9,
+            ..response
+        };
+        assert_eq!(told.encode_to_vec(), [8, 1, 16, 2, 0x3a, 2, 16, 14, 72, 9]);
     }
 
     #[test]
@@ -282,6 +292,7 @@ mod tests {
             version: u32::MAX,
             number: u64::MAX,
             answer: Some(Answer::Listed(listed)),
+            process: u32::MAX,
         };
         assert!(response.encoded_len() <= MAX_FRAME, "{}", response.encoded_len());
     }

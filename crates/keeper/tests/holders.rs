@@ -3,16 +3,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
+use std::ffi::CString;
 use std::io::{Read as _, Write as _};
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dormouse_keeper::wire::PAGE;
 use dormouse_keeper::{
-    HeldKind, HeldName, Holder, Keeper, KeeperClient, KeeperError, LocalHolder, ProcessEnd,
+    DescriptorStore, HeldKind, HeldName, Holder, Keeper, KeeperClient, KeeperError, LocalHolder, Notifier,
+    ProcessEnd,
 };
+use dormouse_sys::descriptor;
 use dormouse_sys::pidfd::PidFd;
+use dormouse_sys::spawn::{Program, spawn};
 use tokio::task::JoinSet;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -40,6 +45,160 @@ async fn on_each(check: impl AsyncFn(&'static str, &dyn Holder)) {
     let path = directory.path().join("keeper.sock");
     let _serving = serve(&path);
     check("keeper", &KeeperClient::new(&path, DEADLINE)).await;
+    let manager = Manager::start(&directory.path().join("notify"));
+    let notifier = Arc::new(Notifier::to(manager.path.as_os_str()).unwrap());
+    check("store", &DescriptorStore::new(notifier, Vec::new()).await).await;
+}
+
+/// A service manager that keeps descriptors, as far as the protocol goes.
+struct Manager {
+    path: PathBuf,
+    kept: Arc<Mutex<Vec<(String, OwnedFd)>>>,
+}
+
+impl Manager {
+    /// Serves until the test's process ends.
+    fn start(path: &Path) -> Self {
+        let socket = std::os::unix::net::UnixDatagram::bind(path).unwrap();
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let shelf = Arc::clone(&kept);
+        std::thread::spawn(move || {
+            loop {
+                let mut bytes = [0; 4096];
+                let Ok(received) = descriptor::receive(socket.as_fd(), &mut bytes) else {
+                    return;
+                };
+                let text = String::from_utf8_lossy(&bytes[..received.length]).into_owned();
+                let has = |line: &str| text.lines().any(|found| found == line);
+                let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
+                let mut shelf = shelf.lock().unwrap();
+                match name {
+                    Some(name) if has("FDSTOREREMOVE=1") => shelf.retain(|(held, _)| held != name),
+                    Some(name) if has("FDSTORE=1") => {
+                        shelf.extend(received.descriptors.into_iter().map(|one| (name.to_owned(), one)));
+                    }
+                    // A barrier: what came with it closes here.
+                    Some(_) | None => {}
+                }
+            }
+        });
+        Self {
+            path: path.to_owned(),
+            kept,
+        }
+    }
+
+    /// Runs the test `name` of this program as the unit's next process; what it printed.
+    fn next_process(&self, name: &str) -> String {
+        let kept = self.kept.lock().unwrap();
+        // The newest first, as systemd does.
+        let (names, descriptors): (Vec<&str>, Vec<_>) = kept
+            .iter()
+            .rev()
+            .map(|(name, one)| (name.as_str(), one.as_fd()))
+            .unzip();
+        let text = |text: &str| CString::new(text).unwrap();
+        let own = std::env::current_exe().unwrap();
+        let (mut output, theirs) = std::io::pipe().unwrap();
+        let started = spawn(&Program {
+            path: c"/bin/sh",
+            arguments: &[
+                text("sh"),
+                text("-c"),
+                text("LISTEN_PID=$$ exec \"$0\" \"$@\""),
+                text(own.to_str().unwrap()),
+                text("--exact"),
+                text(name),
+                text("--nocapture"),
+            ],
+            environment: &[
+                text(&format!("LISTEN_FDS={}", names.len())),
+                text(&format!("LISTEN_FDNAMES={}", names.join(":"))),
+                text(&format!("NOTIFY_SOCKET={}", self.path.display())),
+                text("DORMOUSE_TEST_HANDED=1"),
+            ],
+            descriptors: &descriptors,
+            output: theirs.as_fd(),
+            identity: None,
+            groups: &[],
+            cgroups: &[],
+            namespaces: &[],
+            refuse_fallocate: false,
+        })
+        .unwrap();
+        drop((theirs, kept));
+        let mut said = String::new();
+        output.read_to_string(&mut said).unwrap();
+        // Reaps it.
+        drop(started.pidfd.exit());
+        said
+    }
+}
+
+/// Not a test of its own: the next process of the unit in the one below.
+#[tokio::test]
+async fn handed_over() {
+    if std::env::var_os("DORMOUSE_TEST_HANDED").is_none() {
+        return;
+    }
+    let notifier = Arc::new(Notifier::from_environment().unwrap().unwrap());
+    let passed = descriptor::take_passed_named().unwrap();
+    let store = DescriptorStore::new(notifier, passed).await;
+    for entry in store.list().await.unwrap() {
+        println!("has {} {:?} {}", entry.name, entry.kind, entry.count);
+    }
+    let held = store.get(&name("a/pipe")).await.unwrap().unwrap();
+    let [first, _] = <[OwnedFd; 2]>::try_from(held.descriptors).unwrap();
+    std::fs::File::from(first).write_all(b"from the next").unwrap();
+    println!("end {:?}", store.process_end(&name("a/process")).await.unwrap());
+    assert!(store.remove(&name("a/pipe")).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_manager_hands_what_it_keeps_to_the_next_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let manager = Manager::start(&directory.path().join("notify"));
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    {
+        let notifier = Arc::new(Notifier::to(manager.path.as_os_str()).unwrap());
+        let store = DescriptorStore::new(notifier, Vec::new()).await;
+        store
+            .put(&name("a/pipe"), HeldKind::Socket, vec![writer.into(), null()])
+            .await
+            .unwrap();
+        let process = PidFd::open(child.id()).unwrap().into_descriptor();
+        store
+            .put(&name("a/process"), HeldKind::Process, vec![process])
+            .await
+            .unwrap();
+        // A set of two of which a crash left one.
+        manager
+            .kept
+            .lock()
+            .unwrap()
+            .push(("tap.0.2.half".to_owned(), null()));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let said = manager.next_process("handed_over");
+    let (pipe, process) = ("has a/pipe Socket 2\n", "has a/process Process 1\n");
+    assert!(said.contains(&format!("{pipe}{process}")), "{said}");
+    assert!(!said.contains("half"), "{said}");
+    let ends = ["end Some(Signal(9))", "end Some(Unknown)"];
+    assert!(ends.iter().any(|end| said.contains(end)), "{said}");
+    let left: Vec<String> = manager
+        .kept
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(name, _)| name.clone())
+        .collect();
+    assert_eq!(left, ["process.0.1.a/process"]);
+    // The last copies are gone with the next process and the removal.
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "from the next");
 }
 
 #[tokio::test]
@@ -210,10 +369,10 @@ async fn many_callers_share_a_client() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keeper.sock");
     let _serving = serve(&path);
-    let client = std::sync::Arc::new(KeeperClient::new(&path, DEADLINE));
+    let client = Arc::new(KeeperClient::new(&path, DEADLINE));
     let mut callers = JoinSet::new();
     for number in 0..100 {
-        let client = std::sync::Arc::clone(&client);
+        let client = Arc::clone(&client);
         callers.spawn(async move {
             let name = name(&format!("{number}"));
             client.put(&name, HeldKind::Tap, vec![null()]).await.unwrap();

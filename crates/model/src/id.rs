@@ -138,6 +138,13 @@ impl fmt::Display for Name {
     }
 }
 
+impl From<WorkloadId> for Name {
+    /// The id as a name, which nobody else has: for a workload whose own is not known.
+    fn from(id: WorkloadId) -> Self {
+        Self(id.to_string())
+    }
+}
+
 impl FromStr for Name {
     type Err = NameError;
 
@@ -229,6 +236,15 @@ counter! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_is_a_name() {
+        for bits in [0, 7, u128::MAX] {
+            let id = WorkloadId::from_bits(bits);
+            let name = Name::from(id);
+            assert_eq!(name.as_str().parse(), Ok(name.clone()), "{id}");
+        }
+    }
 
     fn check_name(text: &str, want: Result<(), NameError>) {
         assert_eq!(text.parse::<Name>().map(|_| ()), want, "{text:?}");

@@ -177,6 +177,11 @@ pub enum FailReason {
     HostRebooted,
     /// The memory image must not be loaded.
     ImageLost(Lost),
+    /// The process lived when a daemon started, and did not answer for so long that it was given up.
+    NotAnswering {
+        /// What is known: how long it was asked.
+        how: String,
+    },
     /// A record contradicts what is on the host.
     Inconsistent {
         /// What contradicts what.
@@ -192,6 +197,7 @@ impl fmt::Display for FailReason {
             Self::WakeFailed { why } => write!(f, "wake failed: {why}"),
             Self::HostRebooted => f.write_str("the host rebooted and the memory image did not survive"),
             Self::ImageLost(lost) => write!(f, "the memory image is lost: {lost}"),
+            Self::NotAnswering { how } => write!(f, "the process did not answer: {how}"),
             Self::Inconsistent { what } => write!(f, "records and host disagree: {what}"),
         }
     }

@@ -106,6 +106,41 @@ impl DataPlane {
         })
     }
 
+    /// The addresses that the kernel routes to the tap of a workload, whatever its record says; none
+    /// without a tap. To be asked before [`DataPlane::sweep`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn routed_to(&self, id: WorkloadId) -> Result<BTreeSet<IpAddr>, NetworkError> {
+        let work = move |kernel: &mut Kernel| {
+            let name = kernel.config.tap_name(id);
+            match kernel.find_own(&name)? {
+                Some(index) => routes_to(kernel, index),
+                None => Ok(BTreeSet::new()),
+            }
+        };
+        self.worker.call(work).await
+    }
+
+    /// The addresses that are routed to the parking device and to no link: of workloads whose records are
+    /// not to be read. To be asked once all records are adopted, before [`DataPlane::sweep`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn parked_for_nobody(&self) -> Result<BTreeSet<IpAddr>, NetworkError> {
+        let links = Arc::clone(&self.links);
+        let work = move |kernel: &mut Kernel| {
+            let mut parked = parking_routes(kernel)?;
+            for entry in links.registry().by_id.values() {
+                for address in entry.addresses.both() {
+                    parked.remove(&address);
+                }
+            }
+            Ok(parked)
+        };
+        self.worker.call(work).await
+    }
+
     /// Takes over the links of workloads without a process, all in one job: what [`DataPlane::adopt`] does for
     /// [`Expected::Parked`], with one listing of everything instead of questions about each. Returns those
     /// that could not be taken over, as `adopt` would have refused them.
@@ -315,14 +350,20 @@ fn sweep(kernel: &mut Kernel, links: &Links) -> Result<(Swept, Vec<IpAddr>), Net
 
 /// The addresses that are routed to the parking device by a route of ours.
 fn parking_routes(kernel: &mut Kernel) -> Result<BTreeSet<IpAddr>, NetworkError> {
+    let parking = kernel.parking;
+    routes_to(kernel, parking)
+}
+
+/// The addresses that are routed to the device by a route of ours.
+fn routes_to(kernel: &mut Kernel, device: u32) -> Result<BTreeSet<IpAddr>, NetworkError> {
     let mut found = BTreeSet::new();
     for family in kernel.gateways() {
         for (_, body) in kernel.route.list(&request::list_routes(family))? {
             let Ok(route) = RouteMessage::parse(&body[..]) else {
                 continue;
             };
-            let to_parking = route.attributes.contains(&RouteAttribute::Oif(kernel.parking));
-            if route.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) || !to_parking {
+            let to_device = route.attributes.contains(&RouteAttribute::Oif(device));
+            if route.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) || !to_device {
                 continue;
             }
             found.extend(route.attributes.iter().find_map(|attribute| match attribute {

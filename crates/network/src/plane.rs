@@ -38,6 +38,12 @@ pub struct DataPlane {
 }
 
 impl DataPlane {
+    /// The name of the tap that a workload has while it is awake.
+    #[must_use]
+    pub fn tap_name(&self, id: WorkloadId) -> String {
+        self.config.tap_name(id)
+    }
+
     /// Finds or makes the data plane in the configured namespace: the parking device, forwarding,
     /// packet rules. Nothing that an earlier daemon left is disturbed; see [`DataPlane::adopt`].
     ///

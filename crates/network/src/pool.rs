@@ -93,6 +93,15 @@ impl AddressPool {
         }
     }
 
+    /// The addresses that belong to `ipv4`; `None` when it is no place of this pool.
+    #[must_use]
+    pub fn of(&self, ipv4: Ipv4Addr) -> Option<Addresses> {
+        let place = ipv4.to_bits().checked_sub(self.ipv4_pool.network().to_bits())?;
+        (FIRST..=self.last())
+            .contains(&place)
+            .then(|| self.addresses(place))
+    }
+
     /// Gives a place back. To be called once nothing routes to it any more.
     ///
     /// # Errors

@@ -103,6 +103,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
     /// What of a kind has been set aside, in the order of the keys.
     async fn aside(&self, kind: RecordKind) -> Result<Vec<Damage>, StoreError>;
 
+    /// The bytes of a record that was set aside.
+    async fn read_aside(&self, kind: RecordKind, key: Key) -> Result<Option<Vec<u8>>, StoreError>;
+
     /// Reads everything and says what is wrong. Changes nothing.
     async fn check(&self) -> Result<Report, StoreError>;
 

@@ -16,7 +16,7 @@ type Place = (RecordKind, Key);
 #[derive(Debug, Default)]
 struct Content {
     records: BTreeMap<Place, Vec<u8>>,
-    aside: BTreeMap<Place, Damage>,
+    aside: BTreeMap<Place, (Damage, Vec<u8>)>,
 }
 
 /// A backend in memory.
@@ -68,7 +68,7 @@ impl Backend for MemoryBackend {
             let place = (damage.kind, damage.key.clone());
             if content.records.get(&place) == Some(&bytes) {
                 content.records.remove(&place);
-                content.aside.insert(place, damage);
+                content.aside.insert(place, (damage, bytes));
             }
         }
         Ok(())
@@ -79,15 +79,24 @@ impl Backend for MemoryBackend {
             .content()
             .aside
             .values()
+            .map(|(damage, _)| damage)
             .filter(|damage| damage.kind == kind)
             .cloned()
             .collect())
     }
 
+    async fn read_aside(&self, kind: RecordKind, key: Key) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self
+            .content()
+            .aside
+            .get(&(kind, key))
+            .map(|(_, bytes)| bytes.clone()))
+    }
+
     async fn check(&self) -> Result<Report, StoreError> {
         let content = self.content();
         let mut report = Report {
-            set_aside: content.aside.values().cloned().collect(),
+            set_aside: content.aside.values().map(|(damage, _)| damage.clone()).collect(),
             ..Report::default()
         };
         for ((kind, key), bytes) in &content.records {

@@ -157,6 +157,10 @@ impl Backend for SqliteBackend {
         self.ask(|answer| Request::Aside { kind, answer }).await
     }
 
+    async fn read_aside(&self, kind: RecordKind, key: Key) -> Result<Option<Vec<u8>>, StoreError> {
+        self.ask(|answer| Request::ReadAside { kind, key, answer }).await
+    }
+
     async fn check(&self) -> Result<Report, StoreError> {
         self.ask(|answer| Request::Check { answer }).await
     }

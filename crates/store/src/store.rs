@@ -157,6 +157,14 @@ impl Store {
         Ok(Listing { records, damaged })
     }
 
+    /// The bytes of a record of this kind that was set aside, for whoever looks for what they still tell.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn aside_bytes<R: Record>(&self, key: impl Into<Key>) -> Result<Option<Vec<u8>>, StoreError> {
+        self.backend.read_aside(R::KIND, key.into()).await
+    }
+
     /// Reads everything and says what is wrong. Changes nothing.
     ///
     /// # Errors

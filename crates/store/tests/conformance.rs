@@ -69,6 +69,10 @@ impl Backend for Shared {
     async fn aside(&self, kind: RecordKind) -> Result<Vec<dormouse_store::Damage>, StoreError> {
         self.0.aside(kind).await
     }
+    async fn read_aside(&self, kind: RecordKind, key: Key) -> Result<Option<Vec<u8>>, StoreError> {
+        self.0.read_aside(kind, key).await
+    }
+
     async fn check(&self) -> Result<dormouse_store::Report, StoreError> {
         self.0.check().await
     }

@@ -87,14 +87,33 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
     Ok(received)
 }
 
+/// A descriptor that a service manager has passed.
+#[derive(Debug)]
+pub struct Passed {
+    /// Its name (`LISTEN_FDNAMES`): of a socket what its unit says, of one from the descriptor store what it
+    /// was stored under. `unknown` where the manager gives none.
+    pub name: String,
+    /// It.
+    pub descriptor: OwnedFd,
+}
+
+/// As [`take_passed_named`], without the names.
+///
+/// # Errors
+/// As there.
+pub fn take_passed() -> io::Result<Vec<OwnedFd>> {
+    let named = take_passed_named()?;
+    Ok(named.into_iter().map(|passed| passed.descriptor).collect())
+}
+
 /// Takes the descriptors that a service manager has passed to this process (`LISTEN_PID`,
-/// `LISTEN_FDS`), in its order, closed on exec from now on. Empty without any, and from the second
-/// call on.
+/// `LISTEN_FDS`, `LISTEN_FDNAMES`), in its order, closed on exec from now on. Empty without any, and from
+/// the second call on.
 ///
 /// # Errors
 /// `InvalidData` when the variables are set for us and make no sense; `EBADF` when a descriptor that
 /// they promise is not open.
-pub fn take_passed() -> io::Result<Vec<OwnedFd>> {
+pub fn take_passed_named() -> io::Result<Vec<Passed>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let read = |name: &str| std::env::var(name).ok();
     let Some(count) = passed_count(read("LISTEN_PID"), read("LISTEN_FDS"), std::process::id())? else {
@@ -104,13 +123,20 @@ pub fn take_passed() -> io::Result<Vec<OwnedFd>> {
         return Ok(Vec::new());
     }
     let mut passed = Vec::new();
+    let names = read("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
     for raw in LISTEN_FIRST..LISTEN_FIRST + count {
+        let name = names.next().filter(|name| !name.is_empty()).unwrap_or("unknown");
         // SAFETY: the manager's protocol gives us descriptors 3 to 3 + count for our own, and the
         // flag above lets each be taken once. One that is not open is only borrowed to ask.
         let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
         fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         // SAFETY: as above; it is open, or the line before had failed.
-        passed.push(unsafe { OwnedFd::from_raw_fd(raw) });
+        let descriptor = unsafe { OwnedFd::from_raw_fd(raw) };
+        passed.push(Passed {
+            name: name.to_owned(),
+            descriptor,
+        });
     }
     Ok(passed)
 }

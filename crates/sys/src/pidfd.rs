@@ -92,6 +92,22 @@ impl PidFd {
         }
     }
 
+    /// A copy of the process's descriptor `number` (`pidfd_getfd(2)`): the same open file, closed on exec.
+    ///
+    /// # Errors
+    /// `EBADF` when it has none of that number, `EPERM` without the right to trace it, `ESRCH` when it has
+    /// ended.
+    pub fn descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        // SAFETY: pidfd_getfd takes three integers and touches no memory of ours.
+        let got = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
+        let raw = RawFd::try_from(got).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just made this descriptor for us and nobody else knows its number.
+        Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+    }
+
     /// How the process ended, or `None` while it lives. Reaps it when it is our child. The status is
     /// given once on kernels before 6.15 and to parents only: keep the first answer.
     ///
@@ -228,6 +244,35 @@ mod tests {
         assert!(matches!(got, Exit::Signal(9) | Exit::Unknown), "{got:?}");
         drop(shell.stdin.take());
         shell.wait().unwrap();
+    }
+
+    #[test]
+    #[allow(clippy::zombie_processes, reason = "reaped through the pidfd")]
+    fn a_descriptor_of_another_process_is_the_same_file() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let child = Command::new("sleep").arg("60").stdout(writer).spawn().unwrap();
+        let pidfd = PidFd::open(child.id()).unwrap();
+        let copy = match pidfd.descriptor(1) {
+            Ok(copy) => copy,
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                println!("skipped: a_descriptor_of_another_process_is_the_same_file: may not trace");
+                pidfd.signal(Signal::SIGKILL).unwrap();
+                wait_end(&pidfd);
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(
+            pidfd.descriptor(999).unwrap_err().raw_os_error(),
+            Some(libc::EBADF)
+        );
+        pidfd.signal(Signal::SIGKILL).unwrap();
+        wait_end(&pidfd);
+        // The child's end is closed; ours keeps the pipe open.
+        io::Write::write_all(&mut std::fs::File::from(copy), b"x").unwrap();
+        let mut text = String::new();
+        io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        assert_eq!(text, "x");
     }
 
     #[test]

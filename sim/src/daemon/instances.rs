@@ -515,6 +515,8 @@ fn explain(ground: &mut Ground, id: WorkloadId, reason: &FailReason) {
         FailReason::StartFailed { .. } | FailReason::WakeFailed { .. } | FailReason::ImageLost(_) => {
             truth.injected > 0 || truth.crashed || truth.rebooted
         }
+        // A simulated process that is there answers.
+        FailReason::NotAnswering { .. } => false,
         // All tries of a step were spent.
         FailReason::Inconsistent { .. } => truth.injected >= super::LIMITS.tries || truth.rebooted,
     };

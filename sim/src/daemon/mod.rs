@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use dormouse_conntrack::{SyncConfig, SyncInput, SyncMachine};
-use dormouse_instance::adoption::{Facts, Seen};
+use dormouse_instance::adoption::{Facts, Heard, Seen};
 use dormouse_instance::machine::{
     Input as LifeInput, Limits, Machine, Phase, Request, Settings, SpillPolicy, Step, Ticket,
 };
@@ -503,6 +503,7 @@ fn facts(ground: &Ground, id: WorkloadId, phase: &Phase) -> Facts {
     Facts {
         boot: ground.host.boot,
         start_ticks_at_pid,
+        heard: Heard::Answers,
         resident: memory.and_then(|memory| memory.resident).map(seen),
         spilled: memory.and_then(|memory| memory.disk.map(|_| seen(memory.disk_inode))),
         state,

@@ -4,6 +4,7 @@ mod awake_disk;
 pub(crate) mod connections;
 pub(crate) mod nap_wake;
 mod qmp;
+pub(crate) mod restarts;
 mod rival;
 pub(crate) mod sleepers;
 pub(crate) mod standby;

@@ -17,7 +17,7 @@ use dormouse_instance::machine::{BootId, Removal};
 use dormouse_instance::rooms::{Clock, Gateways, GuestCommand, IdleProof, Layout};
 use dormouse_instance::view::{InstanceView, SnapshotView};
 use dormouse_instance::{Images, Instances, Rooms};
-use dormouse_keeper::holder::LocalHolder;
+use dormouse_keeper::Custodian;
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::{Fault as _, InstanceSpec, State, WorkloadId};
@@ -255,7 +255,8 @@ impl Bed {
             kept: Arc::new(KeptPrograms::new(layout.data.join("vmm"))),
             network: self.network.clone(),
             images: Arc::new(Still(self.scratch.join("root"))),
-            holder: Arc::new(LocalHolder::default()),
+            // Nothing outlives this process, so its task does not run.
+            custodian: Custodian::local().0,
             vmm_namespace: Arc::clone(&self.vmm_namespace),
             cgroups: self.cgroups.clone(),
             proof: Arc::new(Idle),

@@ -15,6 +15,7 @@ mod measure;
 mod memory;
 mod oci;
 mod parts;
+mod restart;
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -36,13 +37,14 @@ use crate::chaos::gather::Site;
 use footprint::{Footprint, locked};
 
 pub(crate) use counters::{Retransmits, checksum_errors, dropped_by_devices};
-pub(crate) use footprint::{leave_to_interrupt, watch_interrupts};
+pub(crate) use footprint::{leave_to_interrupt, locked as locked_value, watch_interrupts};
 pub(crate) use guest::{COMMAND_PORT, Guest, GuestSpec, TCP_PORT, UDP_PORT};
 pub(crate) use link::Links;
 pub(crate) use measure::{Answer, ask, ask_for_line, http_get};
 pub(crate) use memory::{Held, cpu_ms, drop_cached, wait_given_back, zram_bytes};
 pub(crate) use oci::{ImageFile, ImageRun, write_archive};
 pub(crate) use parts::{Parts, Settings};
+pub(crate) use restart::EndOfDaemon;
 
 /// How long the daemon may take until its socket answers.
 const START_DEADLINE: Duration = Duration::from_secs(60);

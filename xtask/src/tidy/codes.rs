@@ -59,7 +59,15 @@ fn room_of(place: &str) -> &str {
 
 /// Several words in capitals. What else looks so is listed here.
 fn is_code(text: &str) -> bool {
-    const OTHERS: [&str; 5] = ["CARGO_", "DORMOUSE_", "LISTEN_", "LC_", "CLOCK_"];
+    const OTHERS: [&str; 7] = [
+        "CARGO_",
+        "DORMOUSE_",
+        "LISTEN_",
+        "NOTIFY_",
+        "WATCHDOG_",
+        "LC_",
+        "CLOCK_",
+    ];
     text.contains('_')
         && text
             .bytes()

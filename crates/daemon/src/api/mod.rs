@@ -30,6 +30,11 @@ pub use request::RequestIds;
 pub(crate) use request::current as current_request;
 pub use status::code;
 
+/// What is told to a request that comes when the daemon goes down.
+pub(crate) fn leaving() -> tonic::Status {
+    status::status(&dormouse_instance::InstanceError::ShuttingDown)
+}
+
 /// What the services work with. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Api {

@@ -92,9 +92,11 @@ impl SystemService for Api {
         _request: Request<v1::DoctorRequest>,
     ) -> Result<Response<v1::DoctorResponse>, Status> {
         let facts = Arc::clone(&self.facts);
-        let checks = tokio::task::spawn_blocking(move || system::doctor(&facts))
+        let mut checks = tokio::task::spawn_blocking(move || system::doctor(&facts))
             .await
             .map_err(|_| status(&RequestError::Lost))?;
+        checks.push(system::check_records(&self.instances.damaged()));
+        checks.push(system::check_custody(&self.instances.custody()));
         let stored = store_check(self.store.check().await);
         let checks = checks
             .into_iter()

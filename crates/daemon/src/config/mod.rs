@@ -7,4 +7,4 @@ pub mod raw;
 pub mod resolve;
 
 pub use raw::{RawConfig, load};
-pub use resolve::{AcceleratorChoice, Config, ConfigError, Problem};
+pub use resolve::{AcceleratorChoice, Config, ConfigError, KeeperChoice, Problem};

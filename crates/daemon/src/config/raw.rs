@@ -18,6 +18,8 @@ pub struct RawConfig {
     pub run_directory: PathBuf,
     /// The API.
     pub api: RawApi,
+    /// Who keeps descriptors over a restart.
+    pub keeper: RawKeeper,
     /// The data plane.
     pub network: RawNetwork,
     /// How guests run.
@@ -40,6 +42,15 @@ pub struct RawConfig {
 pub struct RawApi {
     /// The Unix socket; empty means `dormoused.sock` in the run directory.
     pub socket: String,
+}
+
+/// `[keeper]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawKeeper {
+    /// `auto`, `process` or `manager`. `auto` takes the service manager's descriptor store where the manager
+    /// says that it has one for us, else a `dormouse-keeper`.
+    pub backend: String,
 }
 
 /// `[network]`.
@@ -148,6 +159,9 @@ impl Default for RawConfig {
             run_directory: "/run/dormouse".into(),
             api: RawApi {
                 socket: String::new(),
+            },
+            keeper: RawKeeper {
+                backend: "auto".to_owned(),
             },
             network: RawNetwork {
                 namespace: String::new(),

@@ -23,6 +23,17 @@ pub enum AcceleratorChoice {
     Emulation,
 }
 
+/// Who keeps descriptors over a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeeperChoice {
+    /// The service manager where it says that it does, else a process of ours.
+    Auto,
+    /// A process of ours.
+    Process,
+    /// The service manager.
+    Manager,
+}
+
 /// The configuration of the daemon, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -32,6 +43,8 @@ pub struct Config {
     pub run_directory: PathBuf,
     /// The API's Unix socket.
     pub api_socket: PathBuf,
+    /// Who keeps descriptors.
+    pub keeper: KeeperChoice,
     /// The network namespace of the data plane; `None` is the daemon's own.
     pub namespace: Option<PathBuf>,
     /// First letters of our devices.
@@ -262,6 +275,21 @@ impl RawConfig {
         }
     }
 
+    fn keeper(&self, problems: &mut Collector) -> KeeperChoice {
+        match self.keeper.backend.as_str() {
+            "auto" => KeeperChoice::Auto,
+            "process" => KeeperChoice::Process,
+            "manager" => KeeperChoice::Manager,
+            other => {
+                problems.fail(
+                    "keeper.backend",
+                    format!("{other:?} is none of auto, process, manager"),
+                );
+                KeeperChoice::Auto
+            }
+        }
+    }
+
     fn accelerator(&self, problems: &mut Collector) -> AcceleratorChoice {
         match self.hypervisor.accelerator.as_str() {
             "auto" => AcceleratorChoice::Auto,
@@ -297,6 +325,7 @@ impl RawConfig {
             run_directory: self.run_directory.clone(),
             api_socket: some_path(&self.api.socket)
                 .unwrap_or_else(|| self.run_directory.join("dormoused.sock")),
+            keeper: self.keeper(problems),
             namespace: some_path(&network.namespace),
             device_prefix: network.device_prefix.clone(),
             ipv4_pool: problems.prefix("network.ipv4_pool", &network.ipv4_pool, 29, Ipv4Addr::UNSPECIFIED),

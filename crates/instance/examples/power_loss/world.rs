@@ -12,7 +12,7 @@ use dormouse_image::ImageError;
 use dormouse_instance::ledger::{Floors, Ledger};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, GuestCommand, IdleProof, Layout};
 use dormouse_instance::{Images, Instances, Rooms};
-use dormouse_keeper::LocalHolder;
+use dormouse_keeper::Custodian;
 use dormouse_model::spec::Placement;
 use dormouse_model::{InstanceSpec, WorkloadId};
 use dormouse_network::{AddressPool, DataPlane, LinkCounters, NetworkConfig};
@@ -121,7 +121,8 @@ impl World {
             images: Arc::new(OneImage {
                 root: self.scratch.join("root.img"),
             }),
-            holder: Arc::new(LocalHolder::default()),
+            // Nothing outlives this process, so its task does not run.
+            custodian: Custodian::local().0,
             vmm_namespace: Arc::clone(&self.vmm_namespace),
             cgroups: Hierarchy::open(&self.cgroup_name, &self.scratch.join("cgroup"))?,
             proof: Arc::new(Quiet),

@@ -6,15 +6,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use dormouse_model::WorkloadId;
 use dormouse_model::error::chain;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::damaged::Remains;
 use super::seat::Seat;
-use super::{EVENTS, Instances, InstancesTask, NOTICES, Registry, Shared};
-use crate::actor::Rested;
-use crate::adoption::Facts;
+use super::{EVENTS, Holdings, Instances, InstancesTask, NOTICES, Registry, Shared};
+use crate::actor::{Actor, Rested};
+use crate::adoption::{Facts, Heard};
 use crate::error::InstanceError;
 use crate::machine::{Done, Effect, Input, Machine, Phase, Step};
 use crate::record::{InstanceRecord, Remembered};
@@ -29,40 +29,18 @@ const LOOKS: usize = 32;
 /// Sleepers whose files one thread looks at before it takes the next.
 const SLEEPERS_A_LOOK: usize = 1024;
 
-/// What may be left of a process on this host, by name.
-#[derive(Debug)]
-struct Leftovers {
-    /// Marks that have a control group.
-    groups: HashSet<String>,
-    /// What the keeper holds, by the instance's id.
-    held: HashSet<String>,
-}
-
-impl Leftovers {
-    /// Asks once for all; `None` when one of them does not say, so that nobody is taken to have none.
-    async fn find(rooms: &Rooms) -> Option<Self> {
-        let groups = match rooms.cgroups.names() {
-            Ok(names) => names.into_iter().collect(),
-            Err(error) => {
-                tracing::warn!(error = %chain(&error), "control groups not listed");
-                return None;
-            }
-        };
-        let held = match rooms.holder.list().await {
-            Ok(entries) => (entries.iter())
-                .filter_map(|entry| entry.name.as_str().split_once('/'))
-                .map(|(id, _)| id.to_owned())
-                .collect(),
-            Err(error) => {
-                tracing::warn!(error = %chain(&error), "what the keeper holds is not listed");
-                return None;
-            }
-        };
-        Some(Self { groups, held })
-    }
-
-    fn has(&self, id: WorkloadId) -> bool {
-        self.groups.contains(&id.mark()) || (!self.held.is_empty() && self.held.contains(&id.to_string()))
+/// Marks that have a control group: of these a process may be left. `None` when nobody says, so that nobody
+/// is taken to have none.
+///
+/// What the keeper holds is no such mark. A tap that nobody but the keeper has is found as a device when the
+/// links of sleepers are taken over, and what is held for no process is let go of by [`sweep::leftovers`].
+fn groups(rooms: &Rooms) -> Option<HashSet<String>> {
+    match rooms.cgroups.names() {
+        Ok(names) => Some(names.into_iter().collect()),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "control groups not listed");
+            None
+        }
     }
 }
 
@@ -84,41 +62,38 @@ impl Instances {
         let (instances, task) = Self::empty(rooms);
         let aside = listing.damaged.iter().map(|damage| &damage.key);
         let owners = Owners::new(listing.records.iter().map(|(key, _)| key).chain(aside));
-        for damage in listing.damaged {
-            tracing::error!(%damage, "an instance's record is set aside");
-        }
-        let leftovers = Leftovers::find(&instances.shared.rooms).await;
+        let mut remains = instances.set_aside(listing.damaged).await;
+        let groups = groups(&instances.shared.rooms);
         let (mut sleepers, mut others) = (Vec::new(), Vec::new());
         for (key, record) in listing.records {
-            let mut remembered = match Remembered::from_record(record) {
+            let mut remembered = match Remembered::from_record(record.clone()) {
                 Ok(remembered) => remembered,
                 Err(error) => {
-                    tracing::error!(%key, %error, "an instance's record is passed over");
+                    tracing::error!(%key, %error, "an instance's record contradicts itself");
+                    remains.extend(Remains::of_record(&key, &record, &error));
                     continue;
                 }
             };
             remembered.view.revision = instances.shared.rooms.first_revision();
             instances.enter(&remembered);
             let sleeps = matches!(remembered.life.phase, Phase::Standby { .. });
-            match &leftovers {
-                Some(left) if sleeps && !left.has(remembered.view.id) => sleepers.push(remembered),
+            match &groups {
+                Some(left) if sleeps && !left.contains(&remembered.view.id.mark()) => {
+                    sleepers.push(remembered);
+                }
                 Some(_) | None => others.push(remembered),
             }
         }
         instances.bring_back_sleepers(sleepers).await;
-        let mut looking = JoinSet::new();
-        for remembered in others {
-            if looking.len() >= LOOKS {
-                looking.join_next().await;
-            }
-            let instances = instances.clone();
-            looking.spawn(async move { instances.bring_back(remembered).await });
+        let turns = Arc::new(Semaphore::new(LOOKS));
+        let linking: Vec<_> = (others.into_iter())
+            .map(|remembered| instances.bring_back(remembered, &turns))
+            .collect();
+        for linked in linking {
+            // Closed when it is so; nothing is ever sent.
+            let _closed = linked.await;
         }
-        while let Some(looked) = looking.join_next().await {
-            if let Err(error) = looked {
-                tracing::error!(%error, "looking for an instance panicked");
-            }
-        }
+        instances.keep_damaged(remains).await;
         sweep::leftovers(&instances.shared.rooms, &owners).await;
         // Beside the start: nobody waits for it.
         let rooms = Arc::clone(&instances.shared.rooms);
@@ -140,12 +115,14 @@ impl Instances {
                 uids: BTreeSet::new(),
                 holdings: HashMap::new(),
                 leases: HashMap::new(),
+                damaged: BTreeMap::new(),
             }),
             rooms,
             events: broadcast::Sender::new(EVENTS),
             notices,
             tasks: Mutex::new(JoinSet::new()),
             detaching: AtomicBool::new(false),
+            leaving: watch::Sender::new(false),
         });
         let task = InstancesTask {
             shared: Arc::clone(&shared),
@@ -163,16 +140,39 @@ impl Instances {
         if let Err(error) = registry.pool.claim(addresses) {
             tracing::error!(instance_id = %id, %error, "recorded addresses");
         }
-        registry.holdings.insert(id, (addresses, remembered.uid));
+        let holdings = Holdings {
+            addresses: Some(addresses),
+            uid: Some(remembered.uid),
+        };
+        registry.holdings.insert(id, holdings);
         registry.uids.insert(remembered.uid);
+        registry.names.insert(remembered.view.spec.name.clone(), id);
     }
 
-    async fn bring_back(&self, remembered: Remembered) {
-        let rooms = &self.shared.rooms;
-        let found = recovery::look(rooms, &remembered).await;
-        rooms.enter_promises(&remembered, found.parts.vm.is_some());
-        let (machine, effects) = recovered(rooms, &remembered, &found.facts);
-        self.launch_task(machine, remembered, found.parts, None, effects);
+    /// Gives a recorded instance its seat, and looks for it on the host in its task. What is returned closes
+    /// when its link is known to the data plane; a VMM that does not answer keeps only its own callers waiting.
+    fn bring_back(&self, remembered: Remembered, turns: &Arc<Semaphore>) -> oneshot::Receiver<()> {
+        let rooms = Arc::clone(&self.shared.rooms);
+        let (outlets, inbox) = self.seat(&remembered);
+        let (linked, wait) = oneshot::channel::<()>();
+        let (turns, mut leaving) = (Arc::clone(turns), self.shared.leaving.subscribe());
+        let shared = Arc::downgrade(&self.shared);
+        self.shared.spawn(async move {
+            // The semaphore is never closed.
+            let turn = turns.acquire_owned().await.ok();
+            let look = recovery::look(&rooms, &remembered, (linked, turn));
+            let found = tokio::select! {
+                found = look => found,
+                // What its VMM would have said the next daemon asks.
+                _ = leaving.wait_for(|leaving| *leaving) => return,
+            };
+            rooms.enter_promises(&remembered, found.parts.vm.is_some());
+            let (machine, effects) = recovered(&rooms, &remembered, &found.facts);
+            let mut actor = Actor::new(rooms, machine, remembered, found.parts, outlets, inbox);
+            actor.begin(None, effects).await;
+            Shared::see_through(&shared, actor).await;
+        });
+        wait
     }
 
     /// Brings back sleepers of which no process can be left.
@@ -210,13 +210,10 @@ impl Instances {
             .iter()
             .all(|effect| matches!(effect, Effect::Publish { .. }))
             && machine.state() == remembered.view.state;
-        let name = remembered.view.spec.name.clone();
         if quiet {
             match Rested::new(machine, remembered) {
                 Ok(rested) => {
-                    let mut registry = self.shared.registry();
-                    registry.names.insert(name, id);
-                    registry.entries.insert(id, Seat::Resting(rested));
+                    self.shared.registry().entries.insert(id, Seat::Resting(rested));
                 }
                 Err((machine, remembered)) => self.revive(machine, remembered, effects),
             }
@@ -234,7 +231,8 @@ impl Instances {
     }
 }
 
-fn recovered(rooms: &Rooms, remembered: &Remembered, facts: &Facts) -> (Machine, Vec<Effect>) {
+/// The machine of a record, given what was found, and what it wants done first.
+pub(super) fn recovered(rooms: &Rooms, remembered: &Remembered, facts: &Facts) -> (Machine, Vec<Effect>) {
     let mut effects = Vec::new();
     let machine = Machine::recover(
         rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
@@ -280,7 +278,7 @@ async fn look_at_files(rooms: &Rooms, sleepers: Vec<Remembered>) -> Vec<(Remembe
             let layout = rooms.layout.clone();
             looking.spawn_blocking(move || {
                 let facts = |sleeper: Remembered| {
-                    let facts = recovery::facts(&layout, &sleeper, boot, None);
+                    let facts = recovery::facts(&layout, &sleeper, boot, None, Heard::Answers);
                     (sleeper, facts)
                 };
                 part.into_iter().map(facts).collect()

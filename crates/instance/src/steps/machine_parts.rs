@@ -92,7 +92,7 @@ impl StepContext {
             .await
             .map_err(|error| failure(&error))?;
         let vm = Arc::from(vm);
-        self.hold_process(&vm).await;
+        self.hold_process(&vm);
         Ok((
             Done::Process(super::identity_of(vm.process())),
             Change::Started { vm, ram, monitor },
@@ -133,7 +133,7 @@ impl StepContext {
             .await
             .map_err(|error| failure(&error))?;
         let vm = Arc::from(vm);
-        self.hold_process(&vm).await;
+        self.hold_process(&vm);
         Ok((
             Done::Process(super::identity_of(vm.process())),
             Change::Restored {
@@ -263,11 +263,10 @@ impl StepContext {
         namespace.map_err(|error| file_failure("duplicating", Path::new("network namespace"), &error))
     }
 
-    /// Has the keeper watch a new VMM, so that a later daemon learns how it ended.
-    async fn hold_process(&self, vm: &Arc<dyn dormouse_hypervisor::Vm>) {
+    /// Has a new VMM's pidfd kept, by which a later daemon learns how it ended.
+    fn hold_process(&self, vm: &Arc<dyn dormouse_hypervisor::Vm>) {
         if let Ok(process) = PidFd::open(vm.process().pid) {
-            self.hold("process", HeldKind::Process, process.into_descriptor())
-                .await;
+            self.hold("process", HeldKind::Process, process.into_descriptor());
         }
     }
 
@@ -286,7 +285,7 @@ impl StepContext {
         if !members.is_empty() {
             end_members(&group, &members).await?;
         }
-        self.let_keeper_go().await;
+        self.let_keeper_go();
         // Nothing of a process stays in the kernel: ten thousand sleepers have no group and no socket.
         remove_group(&group).await;
         remove_sockets(&self.rooms.layout.sockets(self.remembered.view.id))?;

@@ -137,6 +137,19 @@ impl Database {
         })
     }
 
+    pub(super) fn read_aside(&self, kind: RecordKind, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = || {
+            self.connection
+                .prepare("SELECT value FROM aside WHERE kind = ?1 AND key = ?2")?
+                .query_row(params![kind.number(), key.bytes()], |row| row.get(0))
+                .optional()
+        };
+        read().map_err(|source: rusqlite::Error| StoreError::Read {
+            kind,
+            source: Arc::new(source),
+        })
+    }
+
     pub(super) fn check(&self) -> Result<Report, StoreError> {
         super::inspection::look(&self.connection).map_err(|source| StoreError::Check {
             source: Arc::new(source),

@@ -38,6 +38,11 @@ pub(super) enum Request {
         kind: RecordKind,
         answer: Answer<Vec<Damage>>,
     },
+    ReadAside {
+        kind: RecordKind,
+        key: Key,
+        answer: Answer<Option<Vec<u8>>>,
+    },
     Check {
         answer: Answer<Report>,
     },
@@ -88,6 +93,9 @@ impl Writer {
                 }
                 Request::Aside { kind, answer } => {
                     let _ = answer.send(self.database.aside(kind));
+                }
+                Request::ReadAside { kind, key, answer } => {
+                    let _ = answer.send(self.database.read_aside(kind, &key));
                 }
                 Request::Check { answer } => {
                     let _ = answer.send(self.database.check());

@@ -22,7 +22,7 @@ use dormouse_model::{
     WakeCause,
 };
 
-use crate::adoption::{Facts, Seen};
+use crate::adoption::{Facts, Heard, Seen};
 use crate::machine::{
     Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Expected, Input, Kept, Machine, MemoryImage,
     Phase, ProcessIdentity, Readiness, Record, Removal, Request, Settings, Settled, SpillPolicy, Step,
@@ -257,6 +257,7 @@ fn recovery(phase: &str, found: &str) -> (Record, Facts) {
     let same = Facts {
         boot: BOOT,
         start_ticks_at_pid: Some(7),
+        heard: Heard::Answers,
         resident: seen(11),
         spilled: seen(12),
         state: seen(13),
