@@ -2,11 +2,15 @@
 
 mod bench;
 mod build;
+mod chaos;
 mod codegen;
 mod corruption;
 mod demo;
 mod figures;
+mod fuzz;
+mod hostile;
 mod lab;
+mod power_loss;
 mod scenarios;
 mod setup;
 mod sim;
@@ -55,6 +59,17 @@ enum Task {
         #[command(subcommand)]
         bench: Bench,
     },
+    /// Fuzz every decoder of bytes that somebody else wrote.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Only this target: netlink, agent, qmp, image or records.
+        #[arg(long)]
+        target: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Run the simulation.
     Sim {
         /// How many seeds.
@@ -66,7 +81,21 @@ enum Task {
         #[command(flatten)]
         output: Output,
     },
-    /// Write the Rust code of proto/.
+    /// Kill daemon, keeper and VMMs in the middle of everything, and count what is left.
+    Chaos {
+        /// How many kills.
+        #[arg(long, default_value_t = 200)]
+        kills: u32,
+        /// Of the schedule: the same again does the same again.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// No kills: make a leak of this kind, or one of each with `all`; the census must find it.
+        #[arg(long, value_name = "KIND")]
+        plant_leak: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Write the Rust code of proto/, and docs/errors.md.
     Codegen {
         /// Only say whether the committed code is what would be written.
         #[arg(long)]
@@ -93,6 +122,17 @@ enum Suite {
         #[command(flatten)]
         output: Output,
     },
+    /// The power goes at many points while a store is written and instances sleep: replays of logged disks.
+    PowerLoss {
+        /// Cut points of both workloads together.
+        #[arg(long, default_value_t = 1000)]
+        cuts: u64,
+        /// Which of the legal contents are tried.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Sleepers whose files and records were changed behind their backs: each must be refused.
     Corruption {
         /// How many.
@@ -101,6 +141,17 @@ enum Suite {
         /// Where chance begins.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Hostile input at every edge: each case's code, and that nothing changed.
+    Hostile {
+        /// Only areas with this in their names.
+        #[arg(long)]
+        area: Option<String>,
+        /// Leave out what takes longer than seconds.
+        #[arg(long)]
+        short: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -121,6 +172,18 @@ enum Bench {
         /// Storms with the daemon alive, and as many with it killed.
         #[arg(long, default_value_t = 10)]
         repetitions: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Ten thousand sleepers: what each costs, how soon the daemon serves, that all are silent, and that a
+    /// scan of all of them parks. Boots nothing: a stub stands in for QEMU.
+    Sleepers {
+        /// How many.
+        #[arg(long, default_value_t = 10_000)]
+        count: u32,
+        /// Seconds in which nothing may happen.
+        #[arg(long, default_value_t = 60)]
+        idle: u64,
         #[command(flatten)]
         output: Output,
     },
@@ -156,11 +219,37 @@ fn run(task: Task) -> Result<ExitCode> {
             ..
         } => scenarios::run(&spec, output.json.as_deref()),
         Task::Test {
+            suite: Some(Suite::PowerLoss { cuts, seed, output }),
+            ..
+        } => power_loss::run(cuts, seed, output.json.as_deref()),
+        Task::Test {
             suite: Some(Suite::Corruption { cases, seed, output }),
             ..
         } => corruption::run(cases, seed, output.json.as_deref()),
+        Task::Test {
+            suite: Some(Suite::Hostile { area, short, output }),
+            ..
+        } => hostile::run(short, area.as_deref(), output.json.as_deref()),
+        Task::Fuzz {
+            seconds,
+            target,
+            output,
+        } => fuzz::run(seconds, target.as_deref(), output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
+        Task::Chaos {
+            kills,
+            seed,
+            plant_leak,
+            output,
+        } => {
+            let request = chaos::Request {
+                kills,
+                seed,
+                plant_leak,
+            };
+            chaos::run(&request, output.json.as_deref())
+        }
         Task::Codegen { check } => codegen::run(check),
         Task::Tidy => tidy::run(),
     }
@@ -172,7 +261,12 @@ fn run_bench(bench: &Bench) -> Result<ExitCode> {
     }
     match bench {
         Bench::Standby { rounds, output } => bench::standby::run(*rounds, file(output)),
-        Bench::WakeStorm { repetitions, output } => bench::wake_storm::run(*repetitions, file(output)),
+        Bench::WakeStorm { repetitions, output } => bench::wake_storm::run(
+            *repetitions,
+            bench::wake_storm::Judged::LossesAndTimes,
+            file(output),
+        ),
+        Bench::Sleepers { count, idle, output } => bench::sleepers::run(*count, *idle, file(output)),
         Bench::Connections { cycles, output } => bench::connections::run(*cycles, file(output)),
     }
 }

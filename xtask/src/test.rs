@@ -9,14 +9,18 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::build::{self, release_directory, workspace};
-use crate::{bench, corruption, setup, sim};
+use crate::{bench, chaos, corruption, hostile, power_loss, setup, sim};
 
 /// Seeds of the short simulation.
 const SHORT_SEEDS: u64 = 200;
+/// Cut points of the short power loss.
+const SHORT_CUTS: u64 = 50;
 /// Storms of each half in the short storm.
 const SHORT_STORMS: usize = 1;
 /// Cases of the short corruption.
 const SHORT_CASES: usize = 400;
+/// Kills of the short chaos.
+const SHORT_KILLS: u32 = 12;
 
 /// What libtest said about one test, by its name with its program's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +55,7 @@ impl Verdicts {
     }
 }
 
-/// Runs all tests, the short simulation and the short storm.
+/// Runs all tests, the short simulation, and the short forms of the named suites.
 pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
     println!("building what guests run");
     build::guest_binaries()?;
@@ -70,7 +74,10 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
         None,
     );
     short_storm(&mut verdicts);
+    short_chaos(&mut verdicts);
+    short_power_loss(&mut verdicts);
     short_corruption(&mut verdicts);
+    short_hostile(&mut verdicts);
     if !cargo_ok && verdicts.count(Verdict::Failed) == 0 {
         // Something did not even build.
         verdicts.add("cargo test", Verdict::Failed, None);
@@ -79,6 +86,28 @@ pub(crate) fn run(json: Option<&Path>) -> Result<ExitCode> {
 }
 
 fn short_storm(verdicts: &mut Verdicts) {
+    println!("storm, {SHORT_STORMS} of each half");
+    with_guests("storm", verdicts, || {
+        bench::wake_storm::run(SHORT_STORMS, bench::wake_storm::Judged::Losses, None)
+    });
+}
+
+/// Every kind of leak once, and some kills.
+fn short_chaos(verdicts: &mut Verdicts) {
+    println!("chaos, planted leaks and {SHORT_KILLS} kills");
+    let request = |plant_leak: Option<&str>| chaos::Request {
+        kills: SHORT_KILLS,
+        seed: 1,
+        plant_leak: plant_leak.map(str::to_owned),
+    };
+    with_guests("chaos leaks", verdicts, || {
+        chaos::run(&request(Some("all")), None)
+    });
+    with_guests("chaos kills", verdicts, || chaos::run(&request(None), None));
+}
+
+/// Runs what takes guests, or says why it cannot.
+fn with_guests(name: &str, verdicts: &mut Verdicts, work: impl FnOnce() -> Result<ExitCode>) {
     let lacking = if !setup::is_root() {
         Some("not root")
     } else if setup::find_program("qemu-system-x86_64").is_none() {
@@ -87,36 +116,61 @@ fn short_storm(verdicts: &mut Verdicts) {
         None
     };
     if let Some(why) = lacking {
-        verdicts.add("storm", Verdict::Skipped, Some(why));
+        verdicts.add(name, Verdict::Skipped, Some(why));
         return;
     }
-    println!("storm, {SHORT_STORMS} of each half");
-    let verdict = match bench::wake_storm::run(SHORT_STORMS, None) {
+    let verdict = match work() {
         Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
         Ok(_) => Verdict::Failed,
         Err(error) => {
-            println!("storm: {error:#}");
+            println!("{name}: {error:#}");
             Verdict::Failed
         }
     };
-    verdicts.add("storm", verdict, None);
+    verdicts.add(name, verdict, None);
+}
+
+fn short_power_loss(verdicts: &mut Verdicts) {
+    println!("power loss, {SHORT_CUTS} cut points");
+    short(verdicts, "power-loss", power_loss::lacking(), || {
+        power_loss::run(SHORT_CUTS, 1, None)
+    });
 }
 
 fn short_corruption(verdicts: &mut Verdicts) {
-    if !setup::is_root() {
-        verdicts.add("corruption", Verdict::Skipped, Some("not root"));
+    let lacking = (!setup::is_root()).then_some("not root");
+    println!("corruption, {SHORT_CASES} cases");
+    short(verdicts, "corruption", lacking, || {
+        corruption::run(SHORT_CASES, 1, None)
+    });
+}
+
+fn short_hostile(verdicts: &mut Verdicts) {
+    let lacking = (!setup::is_root()).then_some("not root");
+    println!("hostile input, short");
+    short(verdicts, "hostile", lacking, || hostile::run(true, None, None));
+}
+
+/// The short form of a suite that has figures of its own.
+fn short(
+    verdicts: &mut Verdicts,
+    name: &str,
+    lacking: Option<&str>,
+    suite: impl FnOnce() -> Result<ExitCode>,
+) {
+    if let Some(why) = lacking {
+        verdicts.add(name, Verdict::Skipped, Some(why));
         return;
     }
-    println!("corruption, {SHORT_CASES} cases");
-    let verdict = match corruption::run(SHORT_CASES, 1, None) {
+    let verdict = match suite() {
         Ok(code) if code == ExitCode::SUCCESS => Verdict::Passed,
         Ok(_) => Verdict::Failed,
         Err(error) => {
-            println!("corruption: {error:#}");
+            println!("{name}: {error:#}");
             Verdict::Failed
         }
     };
-    verdicts.add("corruption", verdict, None);
+    verdicts.add(name, verdict, None);
 }
 
 fn finish(verdicts: &Verdicts, json: Option<&Path>) -> Result<ExitCode> {

@@ -92,10 +92,25 @@ pub(crate) enum Verb {
     /// Look at the daemon and its host.
     #[command(subcommand)]
     System(SystemVerb),
+    /// Check, copy and tidy the daemon's records.
+    #[command(subcommand)]
+    Store(StoreVerb),
     /// Say what this host can do, and why not.
     Doctor,
+    /// Raise the host's limits for many sleepers, saying what changes; doctor says whether that is needed.
+    Setup(SetupArguments),
     /// Print the versions of this program and of the daemon.
     Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetupArguments {
+    /// For so many sleepers [default: as many as the daemon is configured for].
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "undo")]
+    pub(crate) sleepers: Option<u32>,
+    /// Put back what setup changed, as far as nobody else changed it since.
+    #[arg(long)]
+    pub(crate) undo: bool,
 }
 
 /// One or more instances.
@@ -359,6 +374,46 @@ pub(crate) enum SystemVerb {
     Doctor,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreVerb {
+    /// Read every record and say what is wrong. Exits with 1 when something is.
+    Check(StoreCheckArguments),
+    /// Copy all records to a new file while the daemon serves, and check the copy.
+    Backup(StoreBackupArguments),
+    /// Damaged records that were set aside.
+    #[command(subcommand)]
+    Quarantine(QuarantineVerb),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreCheckArguments {
+    /// A store that no daemon has open, or a backup; without it the running daemon checks its own.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreBackupArguments {
+    /// The new file, on the daemon's host; there must be nothing.
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QuarantineVerb {
+    /// List them.
+    Ls,
+    /// Remove one for good.
+    Rm(QuarantineRmArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuarantineRmArguments {
+    /// Its kind, as `ls` prints it.
+    pub(crate) kind: String,
+    /// Its key, as `ls` prints it.
+    pub(crate) key: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -422,6 +477,17 @@ mod tests {
             ("events web --after 7", None),
             ("system info", None),
             ("doctor --json", None),
+            ("store check", None),
+            ("store check --path /x --json", None),
+            ("store backup /x", None),
+            ("store backup", Some(E::MissingRequiredArgument)),
+            ("store quarantine ls", None),
+            ("store quarantine rm instance abc", None),
+            ("store quarantine rm instance", Some(E::MissingRequiredArgument)),
+            ("setup", None),
+            ("setup --sleepers 20000 --json", None),
+            ("setup --undo", None),
+            ("setup --undo --sleepers 5", Some(E::ArgumentConflict)),
             ("version", None),
             ("slep a", Some(E::InvalidSubcommand)),
             ("", Some(E::DisplayHelpOnMissingArgumentOrSubcommand)),

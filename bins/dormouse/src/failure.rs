@@ -6,9 +6,10 @@
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use dormouse_client::ClientError;
-use dormouse_model::{Fault, Kind};
+use dormouse_model::{Fault, Kind, Retry};
 
 /// Our own errors, those of the daemon and of usage; as other programs of this kind do.
 const EXIT_FAILURE: u8 = 125;
@@ -26,6 +27,12 @@ struct Parts {
     what: String,
     why: Option<String>,
     advice: Option<String>,
+    /// Of an error of daemon or connection; usage and our own have none.
+    kind: Option<Kind>,
+    retry: Option<Retry>,
+    retry_after: Option<Duration>,
+    /// The field of the request that is wrong.
+    field: Option<String>,
     /// By which the daemon's log names the request; empty when there was none.
     request_id: String,
     exit: u8,
@@ -40,6 +47,10 @@ impl Failure {
             what: what.into(),
             why: None,
             advice: None,
+            kind: None,
+            retry: None,
+            retry_after: None,
+            field: None,
             request_id: String::new(),
             exit: EXIT_FAILURE,
             silent: false,
@@ -60,7 +71,11 @@ impl Failure {
 
     /// Something that was typed is wrong.
     pub(crate) fn input(error: &impl Fault) -> Self {
-        Self::new(error.code(), error.to_string())
+        let mut failure = Self::new(error.code(), error.to_string());
+        failure.0.kind = Some(error.kind());
+        failure.0.retry = Some(error.kind().retry());
+        failure.0.field = error.field().map(str::to_owned);
+        failure
     }
 
     /// Standard output could not be written.
@@ -88,8 +103,17 @@ impl Failure {
 
     fn to_json(&self) -> String {
         serde_json::json!({
-            "error": {"code": self.0.code, "what": self.0.what, "why": self.0.why, "try": self.0.advice,
-                "request_id": self.0.request_id}
+            "error": {
+                "code": self.0.code,
+                "kind": self.0.kind.map(Kind::as_str),
+                "what": self.0.what,
+                "why": self.0.why,
+                "field": self.0.field,
+                "retry": self.0.retry.map(Retry::as_str),
+                "retry_after_seconds": self.0.retry_after.map(|pause| pause.as_secs_f64()),
+                "try": self.0.advice,
+                "request_id": self.0.request_id,
+            }
         })
         .to_string()
     }
@@ -104,6 +128,9 @@ impl std::fmt::Display for Failure {
         if let Some(advice) = &self.0.advice {
             write!(f, " · try: {advice}")?;
         }
+        if let Some(pause) = self.0.retry_after {
+            write!(f, ", after {} s", pause.as_secs_f64())?;
+        }
         Ok(())
     }
 }
@@ -113,8 +140,13 @@ impl From<ClientError> for Failure {
         let code = error.code().to_owned();
         let advice = advice(&code, error.kind());
         let mut failure = Self::new(&code, error.to_string());
+        failure.0.kind = Some(error.kind());
+        failure.0.retry = Some(error.kind().retry());
         if let ClientError::Api(api) = &error {
             api.request_id.clone_into(&mut failure.0.request_id);
+            failure.0.retry = Some(api.retry);
+            failure.0.retry_after = api.retry_after;
+            failure.0.field = Some(api.field.clone()).filter(|field| !field.is_empty());
         }
         failure.0.why = std::error::Error::source(&error).map(dormouse_model::error::chain);
         failure.0.advice = advice.map(str::to_owned);
@@ -183,8 +215,38 @@ mod tests {
         );
         assert_eq!(
             failure.to_json(),
-            r#"{"error":{"code":"X_Y","request_id":"","try":"dormouse ps","what":"starting web","why":"no room"}}"#
+            concat!(
+                r#"{"error":{"code":"X_Y","field":null,"kind":null,"request_id":"","retry":null,"#,
+                r#""retry_after_seconds":null,"try":"dormouse ps","what":"starting web","why":"no room"}}"#
+            )
         );
+    }
+
+    #[test]
+    fn an_error_of_the_daemon_is_told_whole() {
+        let detail = dormouse_client::v1::ErrorDetail {
+            code: "INSTANCE_BUSY".to_owned(),
+            kind: "unavailable".to_owned(),
+            retry: "with_backoff".to_owned(),
+            retry_after: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+            request_id: "r1".to_owned(),
+            field: "instance".to_owned(),
+            ..Default::default()
+        };
+        let bytes = dormouse_proto::details::encode(14, &detail);
+        let status = tonic::Status::with_details(tonic::Code::Unavailable, "web is busy", bytes.into());
+        let failure = Failure::from(status);
+        assert_eq!(
+            failure.to_string(),
+            "error[INSTANCE_BUSY]: web is busy · try: the same again in a moment, after 1 s"
+        );
+        let json: serde_json::Value = serde_json::from_str(&failure.to_json()).unwrap();
+        let error = &json["error"];
+        assert_eq!(error["kind"], "unavailable");
+        assert_eq!(error["retry"], "with_backoff");
+        assert_eq!(error["retry_after_seconds"], 1.0);
+        assert_eq!(error["field"], "instance");
+        assert_eq!(error["request_id"], "r1");
     }
 
     #[test]

@@ -152,6 +152,7 @@ pub(crate) fn image(from: &v1::Image) -> Value {
         "created_at": time(from.created_at.as_ref()),
         "imported_at": time(from.imported_at.as_ref()),
         "used_by": from.used_by,
+        "etag": from.etag,
     })
 }
 
@@ -214,9 +215,45 @@ pub(crate) fn check(from: &v1::Check) -> Value {
     })
 }
 
+pub(crate) fn damaged_record(from: &v1::DamagedRecord) -> Value {
+    json!({"kind": from.kind, "key": from.key, "reason": from.reason})
+}
+
+fn newer_record(from: &v1::NewerRecord) -> Value {
+    json!({"kind": from.kind, "key": from.key, "found": from.found, "known": from.known})
+}
+
+pub(crate) fn store_report(from: &v1::StoreReport) -> Value {
+    let counts = from
+        .records
+        .iter()
+        .map(|count| json!({"kind": count.kind, "count": count.count}));
+    json!({
+        "sound": from.sound,
+        "records": counts.collect::<Vec<_>>(),
+        "damaged": from.damaged.iter().map(damaged_record).collect::<Vec<_>>(),
+        "quarantined": from.quarantined.iter().map(damaged_record).collect::<Vec<_>>(),
+        "newer": from.newer.iter().map(newer_record).collect::<Vec<_>>(),
+        "unknown_kinds": from.unknown_kinds,
+        "layout_faults": from.layout_faults,
+    })
+}
+
+pub(crate) fn setup(from: &v1::SetupResponse) -> Value {
+    let setting = |it: &v1::ChangedSetting| json!({"path": it.path, "before": it.before, "after": it.after});
+    json!({
+        "sleepers": from.sleepers,
+        "changed": from.changed.iter().map(setting).collect::<Vec<_>>(),
+    })
+}
+
 pub(crate) fn event(from: &v1::Event) -> Value {
     use v1::event::What;
-    let mut value = json!({"cursor": from.cursor, "at": time(from.at.as_ref())});
+    let mut value = json!({
+        "cursor": from.cursor,
+        "at": time(from.at.as_ref()),
+        "request_id": from.request_id,
+    });
     let (name, what) = match &from.what {
         Some(What::Instance(event)) => (
             "instance",
@@ -238,6 +275,7 @@ pub(crate) fn event(from: &v1::Event) -> Value {
             }),
         ),
         Some(What::Gap(gap)) => ("gap", json!({"missed": gap.missed})),
+        Some(What::Quarantined(record)) => ("quarantined", damaged_record(record)),
         // An event of a newer daemon.
         None => return value,
     };
@@ -280,6 +318,9 @@ mod tests {
             ("LogChunk", log_chunk(&v1::LogChunk::default())),
             ("SystemInfo", system_info(&v1::SystemInfo::default())),
             ("Check", check(&v1::Check::default())),
+            ("StoreReport", store_report(&v1::StoreReport::default())),
+            ("DamagedRecord", damaged_record(&v1::DamagedRecord::default())),
+            ("NewerRecord", newer_record(&v1::NewerRecord::default())),
         ];
         for (message, value) in table {
             let mut keys: Vec<String> = value.as_object().unwrap().keys().cloned().collect();

@@ -1,5 +1,4 @@
 //! The tables that people read.
-
 use std::time::Duration;
 
 use comfy_table::{Cell, ContentArrangement, Table, presets};
@@ -8,6 +7,10 @@ use dormouse_model::WallTime;
 
 use crate::arguments::Column;
 use crate::{json, text};
+
+mod store;
+
+pub(crate) use store::{damaged_records, store_report};
 
 /// Columns of `ps` when nothing else is asked for.
 pub(crate) const USUAL: [Column; 6] = [
@@ -245,6 +248,18 @@ pub(crate) fn checks(checks: &[v1::Check]) -> String {
     )
 }
 
+/// `setup`.
+pub(crate) fn changed_settings(changed: &[v1::ChangedSetting]) -> String {
+    let row = |setting: &v1::ChangedSetting| {
+        vec![
+            setting.path.clone(),
+            setting.before.to_string(),
+            setting.after.to_string(),
+        ]
+    };
+    plain(vec!["SETTING", "WAS", "IS"], changed.iter().map(row).collect())
+}
+
 /// `system info`.
 pub(crate) fn system_info(info: &v1::SystemInfo, now: WallTime) -> String {
     let counts: Vec<String> = info
@@ -340,6 +355,10 @@ pub(crate) fn event(event: &v1::Event) -> String {
         }
         Some(What::Gap(gap)) if gap.missed == 0 => "some events were missed".to_owned(),
         Some(What::Gap(gap)) => format!("{} events were missed", gap.missed),
+        Some(What::Quarantined(record)) => {
+            let (kind, key) = (&record.kind, &record.key);
+            format!("{kind} record {key} set aside: {}", record.reason)
+        }
         None => "something that this version does not know".to_owned(),
     };
     format!("{at} {}", what.replace(char::is_control, " "))
@@ -533,6 +552,7 @@ web:latest  0123456789ab  96 MiB  0        1m"
                 previous_state: v1::InstanceState::Sleeping.into(),
                 cause: "idle timeout".to_owned(),
             })),
+            request_id: String::new(),
         };
         assert_eq!(
             event(&state),

@@ -7,6 +7,7 @@ mod lifecycle;
 mod list;
 mod logs;
 mod standby;
+mod store;
 mod system;
 mod wait;
 
@@ -16,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use dormouse_model::WallTime;
 use dormouse_model::time::parse_duration;
 
-use crate::arguments::{ImageVerb, SystemVerb, Verb};
+use crate::arguments::{ImageVerb, QuarantineVerb, StoreVerb, SystemVerb, Verb};
 use crate::failure::Failure;
 use crate::session::Session;
 
@@ -48,6 +49,13 @@ pub(crate) async fn dispatch(session: &Session, verb: Verb) -> Result<ExitCode, 
         Verb::Events(arguments) => events::events(session, arguments).await?,
         Verb::System(SystemVerb::Info) => system::info(session).await?,
         Verb::Doctor | Verb::System(SystemVerb::Doctor) => return system::doctor(session).await,
+        Verb::Store(StoreVerb::Check(arguments)) => return store::check(session, arguments).await,
+        Verb::Store(StoreVerb::Backup(arguments)) => store::backup(session, arguments).await?,
+        Verb::Store(StoreVerb::Quarantine(QuarantineVerb::Ls)) => store::quarantine_ls(session).await?,
+        Verb::Store(StoreVerb::Quarantine(QuarantineVerb::Rm(arguments))) => {
+            store::quarantine_rm(session, arguments).await?;
+        }
+        Verb::Setup(arguments) => system::setup(session, &arguments).await?,
         Verb::Version => system::version(session).await?,
     }
     Ok(ExitCode::SUCCESS)

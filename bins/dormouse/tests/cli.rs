@@ -200,6 +200,13 @@ fn the_rest_answers() {
     );
     assert!(daemon.dormouse("system info").exits(0).stdout.contains("version"));
     assert!(daemon.dormouse("doctor").exits(0).stdout.contains("warning"));
+    let raised = daemon.dormouse("setup --sleepers 10000").exits(0).stdout;
+    assert!(
+        raised.contains("44096") && raised.contains("setup --undo"),
+        "{raised}"
+    );
+    let same = daemon.dormouse("setup --sleepers 1").exits(0).stdout;
+    assert!(same.contains("nothing changed"), "{same}");
     assert!(daemon.dormouse("version").exits(0).stdout.contains("daemon  9.9"));
     let events = daemon.dormouse("events").exits(125);
     assert_eq!(events.stdout, "- 2 events were missed\n");
@@ -207,6 +214,65 @@ fn the_rest_answers() {
         events.stderr.contains("try: dormouse events --after c7"),
         "{}",
         events.stderr
+    );
+}
+
+#[test]
+fn the_store_is_checked_copied_and_tidied() {
+    let daemon = Daemon::start();
+    let check = daemon.dormouse("store check").exits(1);
+    for part in ["3 sound", "quarantined: wrong checksum", "not sound"] {
+        assert!(check.stdout.contains(part), "{}", check.stdout);
+    }
+    let json = daemon.dormouse("store check --json").exits(1).stdout;
+    assert!(json.contains("\"quarantined\""), "{json}");
+    assert!(
+        daemon
+            .dormouse("store quarantine ls")
+            .exits(0)
+            .stdout
+            .contains("k1")
+    );
+    assert_eq!(
+        daemon.dormouse("store quarantine rm instance k1").exits(0).stdout,
+        "k1\n"
+    );
+    daemon.dormouse("store quarantine rm instance k2").exits(125);
+    let copied = daemon.dormouse("store backup copy.db").exits(0).stdout;
+    assert!(copied.contains("copy.db: 3 records, 8192 bytes"), "{copied}");
+}
+
+#[test]
+fn a_store_is_checked_without_a_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("records.db");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let nowhere = "unix:///nonexistent/d.sock";
+    let look = format!("store check --path {}", path.display());
+    let absent = dormouse(nowhere, &look).exits(125);
+    assert!(
+        absent.stderr.starts_with("error[STORE_OPEN_FAILED]"),
+        "{}",
+        absent.stderr
+    );
+    let store = runtime.block_on(dormouse_store::Store::open(&path)).unwrap();
+    let held = dormouse(nowhere, &look).exits(125);
+    let us = format!("process {}", std::process::id());
+    assert!(
+        held.stderr.contains("error[STORE_LOCKED]") && held.stderr.contains(&us),
+        "{}",
+        held.stderr
+    );
+    drop(store);
+    assert!(dormouse(nowhere, &look).exits(0).stdout.contains("sound"));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[3] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let damaged = dormouse(nowhere, &look).exits(125);
+    assert!(
+        damaged.stderr.starts_with("error[STORE_DAMAGED]"),
+        "{}",
+        damaged.stderr
     );
 }
 

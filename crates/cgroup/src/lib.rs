@@ -5,6 +5,8 @@
 //! Where nothing is mounted (a chroot whose /sys was bound without its submounts), v2 is mounted in a
 //! directory of ours; the mount bears the source name [`MOUNT_SOURCE`] and is swept with the rest.
 
+pub mod codes;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_model::{Kind, Retry};
-use dormouse_proto::metadata;
+use dormouse_proto::{details, metadata};
 use tonic::{Code, Status};
 
 /// Why a call did not succeed.
@@ -97,7 +97,7 @@ impl From<Status> for ClientError {
     }
 }
 
-/// An error of the daemon, as its trailers tell it.
+/// An error of the daemon, as its details and trailers tell it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
@@ -108,6 +108,10 @@ pub struct ApiError {
     pub kind: Kind,
     /// What to do about it.
     pub retry: Retry,
+    /// The least pause before the request is sent again, where the daemon knows one.
+    pub retry_after: Option<Duration>,
+    /// The field of the request that is wrong, as a path; empty when it is none, or no one field.
+    pub field: String,
     /// By which the daemon's log names the request; empty when the daemon did not say.
     pub request_id: String,
     /// What went wrong, for people.
@@ -117,6 +121,12 @@ pub struct ApiError {
 impl From<Status> for ApiError {
     fn from(status: Status) -> Self {
         let trailer = |key: &str| status.metadata().get(key).and_then(|value| value.to_str().ok());
+        // A daemon without details still sends the trailers; a newer one may have more words in both.
+        let detail = details::decode(status.details()).unwrap_or_default();
+        let told = |detail: &str, key: &str| match detail {
+            "" => trailer(key).unwrap_or_default().to_owned(),
+            told => told.to_owned(),
+        };
         let broken = status
             .source()
             .is_some_and(|source| source.is::<tonic::transport::Error>());
@@ -126,16 +136,18 @@ impl From<Status> for ApiError {
             of_status(status.code())
         };
         // A kind of a newer daemon is judged by its status.
-        let kind = trailer(metadata::KIND)
-            .and_then(Kind::from_name)
-            .unwrap_or(fallback_kind);
+        let kind = Kind::from_name(&told(&detail.kind, metadata::KIND)).unwrap_or(fallback_kind);
+        let retry = Retry::from_name(&told(&detail.retry, metadata::RETRY));
+        let code = Some(told(&detail.code, metadata::CODE)).filter(|code| !code.is_empty());
         Self {
-            code: trailer(metadata::CODE).unwrap_or(fallback_code).to_owned(),
+            code: code.unwrap_or_else(|| fallback_code.to_owned()),
             kind,
-            retry: trailer(metadata::RETRY)
-                .and_then(Retry::from_name)
-                .unwrap_or_else(|| kind.retry()),
-            request_id: trailer(metadata::REQUEST_ID).unwrap_or("").to_owned(),
+            retry: retry.unwrap_or_else(|| kind.retry()),
+            retry_after: detail
+                .retry_after
+                .and_then(|pause| Duration::try_from(pause).ok()),
+            request_id: told(&detail.request_id, metadata::REQUEST_ID),
+            field: detail.field,
             message: if status.message().is_empty() {
                 status.code().description().to_owned()
             } else {
@@ -185,10 +197,47 @@ mod tests {
             code: "INSTANCE_NOT_FOUND".to_owned(),
             kind: Kind::NotFound,
             retry: Retry::Never,
+            retry_after: None,
+            field: String::new(),
             request_id: "r1".to_owned(),
             message: "no instance is named web".to_owned(),
         };
         assert_eq!(ApiError::from(status), want);
+    }
+
+    #[test]
+    fn details_win_over_trailers() {
+        let detail = dormouse_proto::v1::ErrorDetail {
+            code: "REQUEST_INVALID".to_owned(),
+            kind: "invalid".to_owned(),
+            retry: "never".to_owned(),
+            what: "states: is empty".to_owned(),
+            field: "states".to_owned(),
+            retry_after: Some(prost_types::Duration {
+                seconds: 2,
+                nanos: 500_000_000,
+            }),
+            request_id: "r2".to_owned(),
+        };
+        let mut trailers = MetadataMap::new();
+        trailers.insert(metadata::CODE, "OLDER".parse().unwrap());
+        let bytes = details::encode(Code::InvalidArgument.into(), &detail);
+        let status = Status::with_details_and_metadata(
+            Code::InvalidArgument,
+            "states: is empty",
+            bytes.into(),
+            trailers,
+        );
+        let error = ApiError::from(status);
+        assert_eq!(
+            (
+                error.code.as_str(),
+                error.field.as_str(),
+                error.request_id.as_str()
+            ),
+            ("REQUEST_INVALID", "states", "r2")
+        );
+        assert_eq!(error.retry_after, Some(Duration::from_millis(2500)));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! ```
 
 mod address;
+pub mod codes;
 mod error;
 
 use std::sync::Mutex;

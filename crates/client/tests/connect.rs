@@ -23,6 +23,27 @@ impl SystemService for Minimal {
     async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorResponse>, Status> {
         Err(Status::failed_precondition("no"))
     }
+    async fn check_store(
+        &self,
+        _: Request<v1::CheckStoreRequest>,
+    ) -> Result<Response<v1::StoreReport>, Status> {
+        Ok(Response::new(v1::StoreReport::default()))
+    }
+    async fn back_up_store(
+        &self,
+        _: Request<v1::BackUpStoreRequest>,
+    ) -> Result<Response<v1::BackUpStoreResponse>, Status> {
+        Ok(Response::new(v1::BackUpStoreResponse::default()))
+    }
+    async fn drop_quarantined(
+        &self,
+        _: Request<v1::DropQuarantinedRequest>,
+    ) -> Result<Response<v1::DropQuarantinedResponse>, Status> {
+        Ok(Response::new(v1::DropQuarantinedResponse {}))
+    }
+    async fn setup(&self, _: Request<v1::SetupRequest>) -> Result<Response<v1::SetupResponse>, Status> {
+        Err(Status::failed_precondition("no"))
+    }
     type WatchEventsStream = tokio_stream::Empty<Result<v1::Event, Status>>;
     async fn watch_events(
         &self,

@@ -1,5 +1,7 @@
 //! The handle: what others may ask the observer.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use dormouse_sys::netns::Namespace;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use crate::barrier::BarrierError;
+use crate::forget::forget;
 use crate::listing::{ListError, ListFilter, list};
 use crate::sync::Sight;
 
@@ -121,6 +124,29 @@ impl ObserverHandle {
                 list(namespace.as_deref(), &filter, patience)
             });
             listed.await.map_err(|_| ListError::GivenUp)?
+        };
+        tokio::time::timeout(patience, work)
+            .await
+            .unwrap_or(Err(ListError::Timeout { waited: patience }))
+    }
+
+    /// Drops the entries in which one of `addresses` sends or answers, on a thread of its own; see
+    /// [`forget`]. Takes its turn with the listings. The observer sees their ends as any others.
+    ///
+    /// # Errors
+    /// See [`ListError`].
+    pub async fn forget(&self, addresses: HashSet<IpAddr>, patience: Duration) -> Result<usize, ListError> {
+        let work = async {
+            let turn = Arc::clone(&self.lists)
+                .acquire_owned()
+                .await
+                .map_err(|_| ListError::GivenUp)?;
+            let namespace = self.namespace.clone();
+            let dropped = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                forget(namespace.as_deref(), &addresses, patience)
+            });
+            dropped.await.map_err(|_| ListError::GivenUp)?
         };
         tokio::time::timeout(patience, work)
             .await

@@ -16,7 +16,9 @@
 //! | [`wire`] | messages: our allocation-free reader, requests |
 //! | [`barrier`] | the pure book of barriers under way |
 //! | [`listing`] | one-shot listings |
+//! | [`mod@forget`] | dropping the entries of addresses |
 //! | [`requirements`] | what the kernel must have switched on |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
 mod handle;
 mod link;
@@ -25,12 +27,15 @@ mod observer;
 mod queue;
 
 pub mod barrier;
+pub mod codes;
+pub mod forget;
 pub mod listing;
 pub mod requirements;
 pub mod sync;
 pub mod wire;
 
 pub use barrier::BarrierError;
+pub use forget::forget;
 pub use handle::{BARRIER_PATIENCE, ObserverHandle};
 pub use link::LinkError;
 pub use listing::{ListError, ListFilter, list};

@@ -34,12 +34,14 @@ pub enum ListFilter {
     Responder(IpAddr),
     /// Those that any of these addresses answers. One walk of the table, filtered here.
     Responders(HashSet<IpAddr>),
+    /// Those in which any of these addresses sends or answers. Likewise.
+    Involving(HashSet<IpAddr>),
 }
 
 impl ListFilter {
     fn request(&self, sequence: u32) -> Vec<u8> {
         match self {
-            Self::All | Self::Responders(_) => request::list_all(sequence),
+            Self::All | Self::Responders(_) | Self::Involving(_) => request::list_all(sequence),
             Self::Responder(address) => request::list_of_responder(sequence, *address),
         }
     }
@@ -49,6 +51,9 @@ impl ListFilter {
             Self::All => true,
             Self::Responder(address) => flow.responder == *address,
             Self::Responders(addresses) => addresses.contains(&flow.responder),
+            Self::Involving(addresses) => [flow.responder, flow.key.source, flow.key.destination]
+                .iter()
+                .any(|address| addresses.contains(address)),
         }
     }
 }

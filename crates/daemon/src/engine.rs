@@ -225,6 +225,11 @@ impl EngineTask {
         // Subscribed before listed: what changes in between is seen twice, never not at all.
         let mut changes = self.rooms.instances.events();
         self.take_all_instances().await;
+        // All that a start looks at once has been freed.
+        self.running.spawn_blocking(|| {
+            dormouse_sys::memory::give_back_freed();
+            Ended::Nothing
+        });
         loop {
             let deadline = self.engine.next_deadline();
             tokio::select! {
@@ -308,15 +313,17 @@ impl EngineTask {
                 HashMap::new()
             }
         };
-        let views = self.rooms.instances.list();
-        let present: BTreeSet<WorkloadId> = views.iter().map(|view| view.id).collect();
+        let present: BTreeSet<WorkloadId> = self.rooms.instances.ids().into_iter().collect();
         let gone: Vec<WorkloadId> = self.known.difference(&present).copied().collect();
         for id in gone {
             self.gone(id);
         }
-        for view in views {
-            let record = records.remove(&Key::from(view.id));
-            self.meet(&view, record);
+        for id in present {
+            let record = records.remove(&Key::from(id));
+            // Gone meanwhile: the event of that is on its way.
+            if let Ok(view) = self.rooms.instances.see(id, |view| self.workload(view)) {
+                self.meet(view, record);
+            }
         }
     }
 
@@ -330,7 +337,7 @@ impl EngineTask {
                     // The next tap counts from nothing: what this one had counted says nothing of that.
                     self.rooms.watchbook.forget(view.id);
                 }
-                self.meet(view, None);
+                self.meet(self.workload(view), None);
             }
         }
     }
@@ -354,15 +361,19 @@ impl EngineTask {
         });
     }
 
-    fn meet(&mut self, view: &InstanceView, record: Option<IdleRecord>) {
-        self.known.insert(view.id);
-        let view = WorkloadView {
+    /// What the engine knows of an instance.
+    fn workload(&self, view: &InstanceView) -> WorkloadView {
+        WorkloadView {
             id: view.id,
             state: view.state,
             addresses: Some(view.addresses),
             sleep_support: self.rooms.sleep_support,
             policy: view.spec.standby.clone(),
-        };
+        }
+    }
+
+    fn meet(&mut self, view: WorkloadView, record: Option<IdleRecord>) {
+        self.known.insert(view.id);
         self.input(Input::WorkloadChanged { view, record });
     }
 
@@ -422,7 +433,14 @@ impl EngineTask {
         for effect in effects {
             metrics::counter!("dormouse_standby_effects_total", "effect" => effect.name()).increment(1);
             match effect {
-                Effect::RequestResync => self.rooms.observer.resync(),
+                Effect::RequestResync => {
+                    self.rooms.observer.resync();
+                    // The one thing that comes by itself, and only while something is awake.
+                    self.running.spawn_blocking(|| {
+                        crate::setup::count_overflows();
+                        Ended::Nothing
+                    });
+                }
                 Effect::ConfirmIdle { id, attempt } => self.confirm(id, attempt),
                 // What is asked is asked here, in the order of the effects; only the waiting is a task's.
                 Effect::RequestSleep { id, attempt } => {

@@ -5,7 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_instance::InstanceEvent;
 use dormouse_model::WallTime;
+use dormouse_store::Damage;
 use tokio::sync::watch;
+
+use crate::api::current_request;
+use crate::causes::Causes;
 
 /// Events kept for resuming; a client that was away longer is told of a gap.
 const KEPT: usize = 4096;
@@ -22,6 +26,8 @@ pub enum Happening {
         /// Imported, else removed.
         imported: bool,
     },
+    /// A record was found damaged and set aside.
+    SetAside(Damage),
 }
 
 /// One numbered event.
@@ -33,6 +39,8 @@ pub struct Entry {
     pub at: WallTime,
     /// What.
     pub what: Happening,
+    /// The id of the request that caused it; empty when none is known.
+    pub request_id: String,
 }
 
 /// Where a reader goes on.
@@ -70,6 +78,7 @@ struct Shared {
     newest: watch::Sender<u64>,
     /// Distinguishes cursors of this daemon from those of an earlier one.
     epoch: u64,
+    causes: Causes,
 }
 
 impl EventLog {
@@ -80,6 +89,7 @@ impl EventLog {
             kept: Mutex::default(),
             newest: watch::Sender::new(0),
             epoch,
+            causes: Causes::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -90,14 +100,30 @@ impl EventLog {
         self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The requests whose changes are logged here.
+    pub(crate) fn causes(&self) -> &Causes {
+        &self.shared.causes
+    }
+
     /// Adds an event.
     pub fn push(&self, at: WallTime, what: Happening) {
+        let request_id = match &what {
+            Happening::Instance(event) => self.shared.causes.of(event),
+            Happening::SetAside(_) => String::new(),
+            // Told by the request itself.
+            Happening::Image { .. } => current_request(),
+        };
         let mut kept = self.kept();
         let number = self.shared.newest.borrow().saturating_add(1);
         if kept.len() >= KEPT {
             kept.pop_front();
         }
-        kept.push_back(Arc::new(Entry { number, at, what }));
+        kept.push_back(Arc::new(Entry {
+            number,
+            at,
+            what,
+            request_id,
+        }));
         // Under the lock: whoever adds next counts on from here.
         self.shared.newest.send_replace(number);
     }

@@ -93,7 +93,7 @@ pub fn boot_id() -> Result<String, HostError> {
 pub fn prepare(config: &Config) -> Result<PathBuf, HostError> {
     prepare_data(config)?;
     directory(&config.run_directory, 0o755)?;
-    let ram = config.run_directory.join("ram");
+    let ram = ram(config);
     directory(&ram, 0o700)?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if !is_mounted(&mounts, &ram) {
@@ -102,13 +102,33 @@ pub fn prepare(config: &Config) -> Result<PathBuf, HostError> {
     Ok(ram)
 }
 
+/// Where the tmpfs for guest memory is mounted.
+#[must_use]
+pub fn ram(config: &Config) -> PathBuf {
+    config.run_directory.join("ram")
+}
+
 /// Makes the data directory. The VMMs' users do not pass through: everything reaches them as a descriptor.
 ///
 /// # Errors
 /// When it cannot be made.
 pub fn prepare_data(config: &Config) -> Result<(), HostError> {
-    directory(&config.data_directory, 0o700)?;
-    directory(&config.data_directory.join("instances"), 0o700)
+    let data = &config.data_directory;
+    directory(data, 0o700)?;
+    directory(&data.join("instances"), 0o700)?;
+    // Or a power loss takes all that is beneath. Of folders above, whoever made them took care.
+    for path in [Some(data.as_path()), data.parent()].into_iter().flatten() {
+        sync_directory(path)?;
+    }
+    Ok(())
+}
+
+fn sync_directory(path: &Path) -> Result<(), HostError> {
+    let synced = fs::File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|source| HostError::Directory {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn directory(path: &Path, mode: u32) -> Result<(), HostError> {
@@ -145,8 +165,8 @@ fn is_mounted(mountinfo: &str, path: &Path) -> bool {
 }
 
 fn mount_ram(at: &Path, size: Option<Bytes>) -> Result<(), HostError> {
-    // Without a size the kernel would take half of the memory. Guests' sizes are what was asked for, and
-    // sparse: the limit that protects the host is another one.
+    // Without a size the kernel would take half of the memory. Files are sparse: the ledger admits no more of
+    // them than fit here when every page is written, so no guest meets a full file system.
     let size = size.map_or_else(|| "100%".to_owned(), |size| size.0.to_string());
     let options = format!("size={size},mode=0700,nr_inodes=100000");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

@@ -1,6 +1,6 @@
 //! Images joined with the store, and with the instances that use them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use dormouse_image::{
 };
 use dormouse_instance::rooms::{GuestCommand, Images};
 use dormouse_model::{InstanceSpec, WallTime};
-use dormouse_store::{Key, Record, RecordKind, Store};
+use dormouse_store::{Batch, Key, Record, RecordKind, Store};
 
 /// An image's record as the store keeps it: the image room owns the body.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -37,12 +37,23 @@ fn key(name: &ImageName) -> Key {
     Key::from(name.to_string().as_str())
 }
 
-impl ImageIndex for StoreIndex {
-    fn put(&self, record: &ImageRecord) -> Result<(), IndexError> {
+impl StoreIndex {
+    /// `batch` with the record in it.
+    fn put_in(batch: Batch, record: &ImageRecord) -> Batch {
         let body = ImageBody {
             body: record.encode(),
         };
-        Ok(self.runtime.block_on(self.store.put(key(&record.name), &body))?)
+        batch.put(key(&record.name), &body)
+    }
+
+    fn apply(&self, batch: Batch) -> Result<(), IndexError> {
+        Ok(self.runtime.block_on(self.store.apply(batch))?)
+    }
+}
+
+impl ImageIndex for StoreIndex {
+    fn put(&self, record: &ImageRecord) -> Result<(), IndexError> {
+        self.apply(Self::put_in(Batch::new(), record))
     }
 
     fn get(&self, name: &ImageName) -> Result<Option<ImageRecord>, IndexError> {
@@ -59,8 +70,13 @@ impl ImageIndex for StoreIndex {
         Ok(records)
     }
 
+    fn is_whole(&self) -> Result<bool, IndexError> {
+        let listing = self.runtime.block_on(self.store.list::<ImageBody>())?;
+        Ok(listing.damaged.is_empty())
+    }
+
     fn remove(&self, name: &ImageName) -> Result<(), IndexError> {
-        Ok(self.runtime.block_on(self.store.delete::<ImageBody>(key(name)))?)
+        self.apply(Batch::new().delete::<ImageBody>(key(name)))
     }
 }
 
@@ -68,6 +84,7 @@ impl ImageIndex for StoreIndex {
 #[derive(Debug, Clone)]
 pub struct ImageRoom {
     content: Arc<ContentStore>,
+    index: Arc<StoreIndex>,
     /// Configurations by digest, read at start and at every import: instances need them where nothing
     /// may block.
     known: Arc<Mutex<HashMap<String, Arc<ImageRecord>>>>,
@@ -78,16 +95,17 @@ impl ImageRoom {
     ///
     /// # Errors
     /// When they cannot be read.
-    pub async fn open(data: &Path, store: Store) -> Result<Self, ImageError> {
-        let index = StoreIndex {
+    pub async fn open(data: &Path, store: Store, limits: Limits) -> Result<Self, ImageError> {
+        let index = Arc::new(StoreIndex {
             store,
             runtime: tokio::runtime::Handle::current(),
-        };
+        });
+        let opened = Arc::clone(&index);
         let folder = data.to_owned();
-        let content =
-            blocking(move || ContentStore::open(&folder, Arc::new(index), Limits::default())).await?;
+        let content = blocking(move || ContentStore::open(&folder, opened, limits)).await?;
         let room = Self {
             content: Arc::new(content),
+            index,
             known: Arc::default(),
         };
         for record in room.list().await? {
@@ -109,7 +127,8 @@ impl ImageRoom {
             .cloned()
     }
 
-    /// Imports an archive or a layout directory; `progress` is called from the importing thread.
+    /// Imports an archive or a layout directory; `progress` is called from the importing thread, and the
+    /// changes of `along` become durable with the record.
     ///
     /// # Errors
     /// When it is not an image or cannot be stored; nothing is left then.
@@ -119,10 +138,16 @@ impl ImageRoom {
         name: Option<ImageName>,
         now: WallTime,
         mut progress: impl FnMut(Progress) -> ControlFlow<()> + Send + 'static,
+        along: impl Fn(&ImageRecord) -> Batch + Send + 'static,
     ) -> Result<ImageRecord, ImageError> {
         let content = Arc::clone(&self.content);
+        let index = Arc::clone(&self.index);
         let options = ImportOptions { name, choose: None };
-        let record = blocking(move || content.import(&path, &options, now, &mut progress)).await?;
+        let record = blocking(move || {
+            let commit = |record: &ImageRecord| index.apply(StoreIndex::put_in(along(record), record));
+            content.import_by(&path, &options, now, &mut progress, &commit)
+        })
+        .await?;
         self.remember(record.clone());
         Ok(record)
     }
@@ -145,21 +170,24 @@ impl ImageRoom {
         blocking(move || content.get(&reference)).await
     }
 
-    /// Removes a name, and the image with its last one; `used` are the digests that instances use.
-    /// Returns whether the content went too.
+    /// Removes a name, and the image with its last one. `free` is asked under the lock that imports and
+    /// lookups take, right before: whether no instance uses the content, or an error that forbids the
+    /// removal. The changes of `along`, which is told whether the content goes too, become durable with it.
     ///
     /// # Errors
-    /// When there is none, or an instance uses it.
+    /// When there is none, an instance uses it, or `free` forbids it.
     pub async fn remove(
         &self,
         reference: String,
-        used: BTreeSet<Digest>,
+        free: impl Fn(&ImageRecord) -> Result<bool, ImageError> + Send + 'static,
+        along: impl Fn(&ImageRecord, bool) -> Batch + Send + 'static,
     ) -> Result<(ImageRecord, bool), ImageError> {
-        let content = Arc::clone(&self.content);
+        let (content, index) = (Arc::clone(&self.content), Arc::clone(&self.index));
         let (record, gone) = blocking(move || {
-            let record = content.remove(&reference, &used)?;
-            let gone = content.list()?.iter().all(|other| other.digest != record.digest);
-            Ok((record, gone))
+            let commit = |record: &ImageRecord, gone: bool| {
+                index.apply(along(record, gone).delete::<ImageBody>(key(&record.name)))
+            };
+            content.remove_by(&reference, &free, &commit)
         })
         .await?;
         if gone {

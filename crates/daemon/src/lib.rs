@@ -10,18 +10,25 @@
 //! | [`events`] | the event log |
 //! | [`images`] | images joined with the store and with instances |
 //! | [`keeper`] | finding or starting the keeper of descriptors |
+//! | [`setup`] | settings of the host, raised and put back |
 //! | [`system`] | facts of the host, the doctor |
+//! | [`health`] | what `grpc.health.v1` says |
 //! | [`host`] | directories and mounts of ours |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
 pub mod api;
+mod causes;
+pub mod codes;
 pub mod config;
 pub mod engine;
 pub mod error;
 pub mod events;
+pub mod health;
 pub mod host;
 pub mod images;
 pub mod keeper;
 pub mod server;
+pub mod setup;
 pub mod system;
 pub mod wiring;
 

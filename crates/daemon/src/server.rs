@@ -13,7 +13,8 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::api::Api;
+use crate::api::{Api, RequestIds};
+use crate::health::Health;
 use crate::host::HostError;
 
 /// Largest message that a client may send: no request comes near it.
@@ -51,13 +52,16 @@ pub async fn serve(
     api: Api,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<InstanceServiceServer<Api>>().await;
-    health.set_serving::<ImageServiceServer<Api>>().await;
-    health.set_serving::<StandbyServiceServer<Api>>().await;
-    health.set_serving::<SystemServiceServer<Api>>().await;
+    // Whoever serves has recovered everything.
+    let (health, health_service) = Health::new().await;
+    health.serving().await;
+    let stop = async move {
+        stop.await;
+        health.not_serving().await;
+    };
     let mut server = Server::builder()
         .concurrency_limit_per_connection(REQUESTS)
+        .layer(RequestIds)
         .add_service(health_service)
         .add_service(InstanceServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES))
         .add_service(ImageServiceServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES))

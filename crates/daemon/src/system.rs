@@ -1,12 +1,15 @@
 //! What the daemon is, what its host has, and the doctor's checks. Looks only; changes nothing.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use dormouse_conntrack::requirements::{EventsSetting, Requirements, Tracking};
+use dormouse_instance::ledger::{Ledger, Statement};
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::{Bytes, WallTime};
+use dormouse_network::limits;
 use dormouse_sys::netns::Namespace;
 
 /// Facts that do not change while the daemon runs.
@@ -48,6 +51,10 @@ pub struct SystemFacts {
     pub guest_kernel: Result<PathBuf, String>,
     /// Which control groups are used.
     pub cgroup: String,
+    /// Sleepers that the host should be set up for.
+    pub sleepers: u32,
+    /// What is promised to instances.
+    pub ledger: Arc<Ledger>,
 }
 
 /// What a host has, read from /proc.
@@ -153,10 +160,10 @@ pub fn doctor(facts: &SystemFacts) -> Vec<Check> {
         check_device("tun", "/dev/net/tun", "load the tun module"),
         check_placement(facts),
         check("cgroup", Verdict::Ok, facts.cgroup.clone(), ""),
-        check_room(facts),
     ];
+    checks.extend(check_ledger(&facts.ledger.statement()));
     checks.extend(check_conntrack(facts));
-    checks.extend(check_neighbours());
+    checks.extend(check_neighbours(facts.sleepers));
     checks
 }
 
@@ -209,28 +216,58 @@ fn check_placement(facts: &SystemFacts) -> Check {
     check("placement", verdict, detail, "set memory.placement to auto")
 }
 
-fn check_room(facts: &SystemFacts) -> Check {
-    match nix::sys::statvfs::statvfs(facts.data_directory.as_path()) {
-        Ok(found) => {
-            let free = Bytes(found.blocks_available().saturating_mul(found.fragment_size()));
-            let verdict = if free < Bytes::gib(5) {
-                Verdict::Warning
-            } else {
-                Verdict::Ok
-            };
-            let detail = format!("{} MiB free in {}", free.as_mib(), facts.data_directory.display());
-            check(
-                "disk_room",
-                verdict,
-                detail,
-                "free some space: images, disks and sleepers need it",
-            )
+/// What is promised, beside what there is: nearly everything is a warning, before it is a refusal.
+fn check_ledger(statement: &Statement) -> [Check; 3] {
+    let Statement {
+        supply,
+        promised,
+        memory_budget,
+        floors,
+    } = statement;
+    let verdict = |used: Bytes, all: Bytes| {
+        if used.0 / 9 > all.0 / 10 {
+            Verdict::Warning
+        } else {
+            Verdict::Ok
         }
-        Err(errno) => {
-            let detail = format!("{}: {errno}", facts.data_directory.display());
-            check("disk_room", Verdict::Skipped, detail, "")
-        }
-    }
+    };
+    let room = Bytes(supply.disk.free.0.saturating_sub(floors.disk.0));
+    let short = promised.disk > room || supply.disk.free < Bytes::gib(5);
+    [
+        check(
+            "disk_room",
+            if short { Verdict::Warning } else { Verdict::Ok },
+            format!(
+                "{} MiB of {} MiB free, {} MiB promised, {} MiB kept free",
+                supply.disk.free.as_mib(),
+                supply.disk.total.as_mib(),
+                promised.disk.as_mib(),
+                floors.disk.as_mib()
+            ),
+            "free some space: images, disks and sleepers need it",
+        ),
+        check(
+            "memory_promised",
+            verdict(promised.memory, *memory_budget),
+            format!(
+                "{} MiB of {} MiB promised to instances, {} MiB available now",
+                promised.memory.as_mib(),
+                memory_budget.as_mib(),
+                supply.available.as_mib()
+            ),
+            "put instances to sleep or stop some: no more may start or wake soon",
+        ),
+        check(
+            "tmpfs_promised",
+            verdict(promised.ram, supply.ram.total),
+            format!(
+                "{} MiB of {} MiB promised to instances",
+                promised.ram.as_mib(),
+                supply.ram.total.as_mib()
+            ),
+            "put instances to sleep, or raise memory.tmpfs_size",
+        ),
+    ]
 }
 
 fn check_conntrack(facts: &SystemFacts) -> Vec<Check> {
@@ -305,28 +342,37 @@ fn check_conntrack(facts: &SystemFacts) -> Vec<Check> {
 }
 
 /// The neighbour tables of both families: every sleeper that is knocked at has an entry in each.
-fn check_neighbours() -> Vec<Check> {
-    let mut checks = Vec::new();
-    for (name, family) in [("neighbours_ipv4", "ipv4"), ("neighbours_ipv6", "ipv6")] {
-        let path = format!("/proc/sys/net/{family}/neigh/default/gc_thresh3");
-        let most = fs::read_to_string(Path::new(&path))
-            .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok());
-        checks.push(match most {
-            Some(most) if most > 1024 => check(name, Verdict::Ok, format!("at most {most}"), ""),
-            Some(most) => check(
-                name,
-                Verdict::Warning,
-                format!("at most {most}, for all sleepers and the host's own neighbours together"),
-                "raise net.ipv4.neigh.default.gc_thresh1-3 and those of ipv6 above twice the number of sleepers",
-            ),
-            None => check(
-                name,
-                Verdict::Skipped,
-                format!("{path} is not in this namespace"),
-                "",
-            ),
-        });
+fn check_neighbours(sleepers: u32) -> Vec<Check> {
+    let sleepers = u64::from(sleepers);
+    let (limits, short) = match (limits::neighbour_limits(), limits::shortfalls(sleepers)) {
+        (Ok(limits), Ok(short)) => (limits, short),
+        (Err(error), _) | (_, Err(error)) => {
+            let skip = |name| check(name, Verdict::Skipped, chain(&error), "");
+            return vec![skip("neighbours_ipv4"), skip("neighbours_ipv6")];
+        }
+    };
+    let names = ["neighbours_ipv4", "neighbours_ipv6"];
+    let mut checks: Vec<Check> = (names.into_iter().zip(limits))
+        .map(|(name, limits)| {
+            let folder = format!("/net/{}/", limits.family);
+            let low = short
+                .iter()
+                .any(|limit| limit.path.to_string_lossy().contains(&folder));
+            let verdict = if low { Verdict::Warning } else { Verdict::Ok };
+            let [first, second, third] = limits.thresholds;
+            let detail = format!("thresholds {first}, {second}, {third} for {sleepers} sleepers");
+            check(name, verdict, detail, "run: dormouse setup")
+        })
+        .collect();
+    if let Some(overflows) = crate::setup::count_overflows() {
+        let verdict = if overflows > 0 {
+            Verdict::Warning
+        } else {
+            Verdict::Ok
+        };
+        let detail = format!("{overflows} since the host's boot");
+        let advice = "packets to sleepers were dropped; run: dormouse setup";
+        checks.push(check("neighbour_overflows", verdict, detail, advice));
     }
     checks
 }

@@ -18,15 +18,19 @@ use dormouse_conntrack::{Observations, Observer, ObserverConfig, ObserverHandle}
 use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
 use dormouse_hypervisor::{Accelerator, Driver, KeptPrograms, Probe};
 use dormouse_image::{GuestKernel, initrd};
+use dormouse_instance::ledger::{Floors, Ledger};
 use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
 use dormouse_instance::{Instances, Rooms};
+use dormouse_model::State;
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
 use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
-use dormouse_store::{Store, StoreError};
+use dormouse_store::{Damage, Store, StoreError};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -68,22 +72,18 @@ pub struct House {
 /// # Errors
 /// The first room that cannot be had.
 pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, DaemonError> {
-    let ram = host::prepare(config)?;
-    let mark = host::mark(&config.data_directory);
-    let store = open_store(&config.data_directory.join("dormouse.db")).await?;
-    let images = ImageRoom::open(&config.data_directory, store.clone()).await?;
-    let driver = QemuDriver::new(qemu_config(config));
-    let probe = driver.probe().await?;
+    let (ram, mark) = (host::prepare(config)?, host::mark(&config.data_directory));
+    let (store, damages) = open_store(&config.data_directory.join("dormouse.db")).await?;
+    let images = ImageRoom::open(&config.data_directory, store.clone(), config.image_limits).await?;
+    let (driver, probe) = probed_driver(config).await?;
     let cgroups = Hierarchy::open(&format!("dormouse-{mark}"), &config.run_directory.join("cgroup"))?;
     let mut tasks = Tasks::new();
     let plane = open_plane(config, &mark, &mut tasks).await?;
     let (observer, observations) = open_observer(config, &mut tasks)?;
     let holder = keeper::reach(&config.run_directory).await?;
-    let clock = Arc::new(Clock);
+    let (clock, host_facts) = (Arc::new(Clock), HostFacts::read());
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
-    let host_facts = HostFacts::read();
-    let placement = placement(config, &host_facts);
-    let boot = guest_boot(config);
+    let (placement, boot) = (placement(config, &host_facts), guest_boot(config));
     let facts = system_facts(config, &host_facts, &probe, placement, &boot, &cgroups, &clock);
     let rooms = Arc::new(Rooms {
         store: store.clone(),
@@ -97,6 +97,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
         layout: layout(config, ram),
+        ledger: Arc::clone(&facts.ledger),
         clock: Arc::clone(&clock),
         pool: plane.pool,
         placement,
@@ -109,33 +110,43 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         boot_id: host::boot_id()?,
         settling: Arc::new(tokio::sync::Semaphore::new(SETTLING)),
     });
-    let instances = recover(Arc::clone(&rooms), &mut tasks).await?;
+    let instances = recover(config, Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {
         instances: instances.clone(),
         observer,
         observations,
         knocks: plane.knocks,
         network: plane.network,
-        store,
+        store: store.clone(),
         watchbook,
         clock: Arc::clone(&clock),
         sleep_support: sleep_support(&rooms.probe),
     };
     let engine = start_engine(config, engine_rooms, &mut tasks);
-    let api = Api::new(
+    let events = start_event_log(&rooms, &instances, damages, &mut tasks)?;
+    let api = Api::open(
         instances.clone(),
         images,
         engine.clone(),
-        start_event_log(&rooms, &instances, &mut tasks),
+        events,
+        store,
         Arc::new(facts),
         stop,
-    );
+    )
+    .await?;
     Ok(House {
         api,
         instances,
         engine,
         tasks,
     })
+}
+
+/// The driver, and what it found out about this host.
+async fn probed_driver(config: &Config) -> Result<(QemuDriver, Probe), DaemonError> {
+    let driver = QemuDriver::new(qemu_config(config));
+    let probe = driver.probe().await?;
+    Ok((driver, probe))
 }
 
 /// The data plane and what belongs to its configuration.
@@ -184,6 +195,15 @@ fn open_observer(config: &Config, tasks: &mut Tasks) -> Result<(ObserverHandle, 
     Ok((handle, observations))
 }
 
+fn ledger(config: &Config) -> Ledger {
+    let floors = Floors {
+        disk: config.disk_floor,
+        memory: config.memory_floor,
+        percent: config.memory_percent,
+    };
+    Ledger::new(floors, &config.data_directory, &host::ram(config))
+}
+
 fn layout(config: &Config, ram: PathBuf) -> Layout {
     Layout {
         data: config.data_directory.clone(),
@@ -193,7 +213,7 @@ fn layout(config: &Config, ram: PathBuf) -> Layout {
 }
 
 /// Recovers the instances, and then sweeps what bears our mark and is nobody's.
-async fn recover(rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, DaemonError> {
+async fn recover(config: &Config, rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, DaemonError> {
     let network = rooms.network.clone();
     let (instances, notices) = Instances::recover(rooms).await?;
     tasks.spawn(async move {
@@ -204,6 +224,7 @@ async fn recover(rooms: Arc<Rooms>, tasks: &mut Tasks) -> Result<Instances, Daem
         Ok(swept) => tracing::debug!(?swept, "data plane swept"),
         Err(error) => tracing::warn!(error = %chain(&error), "sweeping the data plane"),
     }
+    look_at_limits(config, &instances).await;
     Ok(instances)
 }
 
@@ -214,6 +235,14 @@ fn start_engine(config: &Config, rooms: EngineRooms, tasks: &mut Tasks) -> Engin
         "engine"
     });
     handle
+}
+
+/// Names limits of the host that are too low for the sleepers that there are.
+async fn look_at_limits(config: &Config, instances: &Instances) {
+    let sleepers = instances.count(State::Standby);
+    let data = config.data_directory.clone();
+    // What panics in there is logged there, and no reason not to start.
+    drop(tokio::task::spawn_blocking(move || crate::setup::look_at_start(&data, sleepers as u64)).await);
 }
 
 /// What `auto` means on this host.
@@ -232,34 +261,52 @@ fn sleep_support(probe: &Probe) -> SleepSupport {
     }
 }
 
-fn start_event_log(rooms: &Rooms, instances: &Instances, tasks: &mut Tasks) -> EventLog {
-    let events = EventLog::new(u64::from_be_bytes(rooms.random()));
+fn start_event_log(
+    rooms: &Rooms,
+    instances: &Instances,
+    mut damages: Receiver<Damage>,
+    tasks: &mut Tasks,
+) -> Result<EventLog, DaemonError> {
+    let epoch = rooms
+        .random()
+        .map_err(|source| dormouse_instance::InstanceError::Random { source })?;
+    let events = EventLog::new(u64::from_be_bytes(epoch));
     let (mut changes, log, clock) = (instances.events(), events.clone(), Arc::clone(&rooms.clock));
     tasks.spawn(async move {
         loop {
-            match changes.recv().await {
-                Ok(event) => log.push(clock.wall(), Happening::Instance(event)),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
+            let happening = tokio::select! {
+                change = changes.recv() => change.map(Happening::Instance),
+                damage = damages.recv() => damage.map(Happening::SetAside),
+            };
+            match happening {
+                Ok(happening) => log.push(clock.wall(), happening),
+                Err(RecvError::Lagged(missed)) => {
                     tracing::warn!(missed, "events missed by the log");
                     log.missed(missed);
                 }
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return "event log",
+                Err(RecvError::Closed) => return "event log",
             }
         }
     });
-    events
+    Ok(events)
 }
 
 /// Opens the store, waiting a little for its lock: a daemon that was killed holds it until the kernel has
-/// taken it apart, and whoever starts the next one should not have to know that.
-async fn open_store(path: &Path) -> Result<Store, StoreError> {
+/// taken it apart, and whoever starts the next one should not have to know that. With it comes what is set
+/// aside from now on: the reading at the start finds most of what is damaged.
+async fn open_store(path: &Path) -> Result<(Store, Receiver<Damage>), StoreError> {
+    let mut opened = Store::open(path).await;
     for _ in 1..LOCK_TRIES {
-        match Store::open(path).await {
-            Err(StoreError::Locked { .. }) => tokio::time::sleep(LOCK_PAUSE).await,
-            opened => return opened,
+        if !matches!(opened, Err(StoreError::Locked { .. })) {
+            break;
         }
+        tokio::time::sleep(LOCK_PAUSE).await;
+        opened = Store::open(path).await;
     }
-    Store::open(path).await
+    opened.map(|store| {
+        let notices = store.notices();
+        (store, notices)
+    })
 }
 
 fn qemu_config(config: &Config) -> QemuConfig {
@@ -387,6 +434,8 @@ fn system_facts(
             .as_ref()
             .map(|boot| boot.kernel.clone())
             .map_err(Clone::clone),
+        sleepers: config.sleepers,
         cgroup: format!("{:?} at {}", cgroups.version(), cgroups.root().display()),
+        ledger: Arc::new(ledger(config)),
     }
 }

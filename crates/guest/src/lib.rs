@@ -9,11 +9,13 @@
 //! | [`frame`] | frames on a byte stream: total decoder, bounded size, resync after garbage |
 //! | [`message`] | what frames carry, parsed once into checked types |
 //! | [`channel`] | sessions: numbering, acknowledgement, resending after a reconnect |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 //!
 //! A woken guest runs the agent that it went to sleep with, so every release of the frames and
 //! messages stays readable: `tests/golden` has the bytes of each.
 
 pub mod channel;
+pub mod codes;
 mod error;
 pub mod frame;
 pub mod message;

@@ -16,6 +16,7 @@
 //! | [`fake`] | a driver without processes, for tests |
 //! | [`conformance`] | what every driver must do, as named checks |
 //! | [`metrics`] | names of our metrics |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 //!
 //! Everything reaches a monitor as a descriptor, so that it can run as its own user without rights. A
 //! guest outlives whoever started it: dropping a [`Vm`] detaches from it, and [`Driver::adopt`] takes it up
@@ -23,6 +24,7 @@
 
 pub mod accelerator;
 pub mod cloud_hypervisor;
+pub mod codes;
 pub mod conformance;
 pub mod error;
 pub mod fake;

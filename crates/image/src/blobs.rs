@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use dormouse_sys::fault::{Side, reach};
+
 use crate::digest::{Digest, Hashing};
 use crate::error::ImageError;
 use crate::progress::{Phase, Watch};
@@ -64,7 +66,10 @@ impl Blobs {
         let file = File::create_new(&temporary).map_err(ImageError::io("create", &temporary))?;
         let placed = source()
             .and_then(|reader| copy_verified(reader, file, digest, size, &temporary, watch))
-            .and_then(|()| fs::rename(&temporary, &path).map_err(ImageError::io("place", &path)));
+            .and_then(|()| {
+                reach("import_blob_place", Side::Before, digest);
+                fs::rename(&temporary, &path).map_err(ImageError::io("place", &path))
+            });
         if placed.is_err() {
             let _left = fs::remove_file(&temporary);
         }

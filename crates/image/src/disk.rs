@@ -1,8 +1,10 @@
 //! ext4 disks: the writable disk of an instance, and how root file systems are made.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use dormouse_model::Bytes;
@@ -57,7 +59,17 @@ fn make_empty(path: &Path) -> Result<(), ImageError> {
     command.args(["-J", "size=4", "-O", "^resize_inode"]);
     command.args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]);
     command.arg(path);
-    tool::run(command, EMPTY_LIMIT)
+    run(command, EMPTY_LIMIT, path)
+}
+
+/// Runs mke2fs. That the disk is full it says in words only; the locale of a tool is `C`.
+fn run(command: Command, limit: Duration, path: &Path) -> Result<(), ImageError> {
+    match tool::run(command, limit) {
+        Err(ImageError::ToolFailed { message, .. }) if message.contains("No space left on device") => Err(
+            ImageError::io("make a file system in", path)(io::ErrorKind::StorageFull.into()),
+        ),
+        outcome => outcome,
+    }
 }
 
 /// Makes a new file of `size` bytes without blocks.
@@ -118,7 +130,7 @@ pub(crate) fn make_root(
     ]);
     command.args(["-E", &format!("hash_seed={uuid},root_owner=0:0,nodiscard")]);
     command.arg("-d").arg(tree).arg(path);
-    tool::run(command, limit)
+    run(command, limit, path)
 }
 
 /// A UUID of version 8 (RFC 9562, section 5.8) from a digest's first bytes.

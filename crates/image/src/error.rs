@@ -55,6 +55,16 @@ pub enum ImageError {
         /// The image.
         reference: String,
     },
+    /// The etag sent is not the image's.
+    #[error("image {reference} has changed: its etag is {now}, not {sent}")]
+    Changed {
+        /// The image.
+        reference: String,
+        /// The etag now.
+        now: String,
+        /// The etag sent.
+        sent: String,
+    },
     /// Not an OCI image layout.
     #[error("{} is not an OCI image layout: {why}", path.display())]
     LayoutForeign {
@@ -323,7 +333,7 @@ impl Fault for ImageError {
             | Self::ModuleUnusable { .. } => Kind::Invalid,
             Self::NotFound { .. } | Self::KernelMissing { .. } => Kind::NotFound,
             Self::InUse { .. } => Kind::WrongState,
-            Self::RemovedMeanwhile { .. } => Kind::Conflict,
+            Self::RemovedMeanwhile { .. } | Self::Changed { .. } => Kind::Conflict,
             Self::BlobMissing { .. }
             | Self::DigestWrong { .. }
             | Self::SizeWrong { .. }
@@ -348,6 +358,7 @@ impl Fault for ImageError {
             Self::Ambiguous { .. } => "IMAGE_AMBIGUOUS",
             Self::InUse { .. } => "IMAGE_IN_USE",
             Self::RemovedMeanwhile { .. } => "IMAGE_REMOVED_MEANWHILE",
+            Self::Changed { .. } => "IMAGE_CHANGED",
             Self::LayoutForeign { .. } => "IMAGE_LAYOUT_FOREIGN",
             Self::BlobMissing { .. } => "IMAGE_BLOB_MISSING",
             Self::DigestWrong { .. } => "IMAGE_DIGEST_WRONG",

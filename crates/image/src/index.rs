@@ -29,6 +29,15 @@ pub trait ImageIndex: Send + Sync + std::fmt::Debug {
     /// When the index cannot be read.
     fn list(&self) -> Result<Vec<ImageRecord>, IndexError>;
 
+    /// Whether [`Self::list`] lists all there is. While a record is damaged its image is not known, and
+    /// nothing that could be part of it is removed.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    fn is_whole(&self) -> Result<bool, IndexError> {
+        Ok(true)
+    }
+
     /// Removes a record; one that is not there is fine.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::blobs::{sync_directory, temporary_beside};
 use crate::error::ImageError;
 use crate::modinfo::{canonical, depends};
 use crate::tool::DPKG_DEB;
@@ -141,10 +142,15 @@ impl GuestKernel {
         fs::create_dir_all(&parent).map_err(ImageError::io("make the directory", &parent))?;
         let survey = survey(package)?;
         let target = parent.join(&survey.release);
+        let durable = || {
+            sync_directory(&parent)?;
+            sync_directory(data)
+        };
         if target.join(KERNEL_FILE).is_file() {
+            durable()?;
             return Self::open(&target);
         }
-        let staging = crate::blobs::temporary_beside(&target);
+        let staging = temporary_beside(&target);
         let unpacked = extract(package, &survey, &staging).and_then(|()| {
             match fs::rename(&staging, &target) {
                 // Somebody else was faster with the same release.
@@ -155,6 +161,7 @@ impl GuestKernel {
         // Gone after the rename; otherwise what is left of a failure.
         let _left = fs::remove_dir_all(&staging);
         unpacked?;
+        durable()?;
         Self::open(&target)
     }
 }
@@ -317,7 +324,10 @@ fn extract(package: &Path, survey: &Survey, staging: &Path) -> Result<(), ImageE
         write_synced(&path, text.as_bytes()).map_err(ImageError::io("write", &path))
     };
     write(MODULE_LIST, order.join("\n") + "\n")?;
-    write(RELEASE_FILE, format!("{}\n", survey.release))
+    write(RELEASE_FILE, format!("{}\n", survey.release))?;
+    // The names too, before the one that makes all of it count.
+    sync_directory(&place)?;
+    sync_directory(staging)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -7,6 +7,8 @@
 //! | [`kernel`] | the guest kernel, taken from a Debian package |
 //! | [`initrd`] | the initial file system with the agent and the kernel's modules |
 //! | [`layout`] | writing OCI archives |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
+//! | [`inspect`] | the checks of an image's parts, without a store |
 //!
 //! Nothing is mounted and nothing is installed on the host. All calls block, some for minutes: from
 //! asynchronous code run them with `spawn_blocking`. Images are hostile until proven otherwise: every
@@ -14,12 +16,14 @@
 //! (`unpack`), and a failed import leaves nothing.
 
 mod blobs;
+pub mod codes;
 mod cpio;
 mod digest;
 pub mod disk;
 mod error;
 mod index;
 pub mod initrd;
+pub mod inspect;
 pub mod kernel;
 pub mod layout;
 mod modinfo;
@@ -40,5 +44,5 @@ pub use kernel::GuestKernel;
 pub use progress::{OnProgress, Phase, Progress};
 pub use record::{ImageConfig, ImageRecord};
 pub use reference::{DEFAULT_TAG, ImageName};
-pub use store::{ContentStore, ImportOptions};
+pub use store::{Commit, ContentStore, ImportOptions};
 pub use unpack::Limits;

@@ -12,6 +12,9 @@ use crate::record::ImageConfig;
 /// Most layers of an image; the kernel's overlay and other runtimes stop near here too.
 pub(crate) const MAX_LAYERS: usize = 128;
 
+/// Most bytes of text in an image's configuration: a guest is told all of it in one message.
+pub(crate) const MAX_TEXT: u64 = 512 << 10;
+
 /// Indexes inside of indexes that are followed.
 const MAX_DEPTH: u32 = 4;
 
@@ -321,7 +324,25 @@ fn config(configuration: &ImageConfiguration) -> Result<ImageConfig, ImageError>
         return Err(wrong(format!("{text:?} has a NUL byte")));
     }
     drop(texts);
+    if text_bytes(&found) > MAX_TEXT {
+        return Err(ImageError::LimitExceeded {
+            what: "bytes of arguments and variables",
+            limit: MAX_TEXT,
+        });
+    }
     Ok(found)
+}
+
+/// All text of a configuration; each text counts a few bytes more, which is what it takes on the way.
+fn text_bytes(config: &ImageConfig) -> u64 {
+    const EACH: u64 = 8;
+    let arguments = config.entrypoint.iter().chain(&config.command);
+    let variables = config.environment.iter().flat_map(|(name, value)| [name, value]);
+    arguments
+        .chain(variables)
+        .chain([&config.working_directory, &config.user])
+        .map(|text| EACH + text.len() as u64)
+        .sum()
 }
 
 /// A signal's number from its name, with or without `SIG`, or its number; real-time ones as

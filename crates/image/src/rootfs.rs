@@ -8,6 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dormouse_sys::fault::{Side, reach};
+
 use crate::blobs::{Blobs, sync_directory, temporary_beside};
 use crate::digest::Digest;
 use crate::disk::{self, Need};
@@ -41,6 +43,10 @@ impl Rootfs {
         let closed = fs::set_permissions(&staging, Permissions::from_mode(0o700));
         closed.map_err(ImageError::io("close", &staging))?;
         Ok(Self { directory, staging })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     pub(crate) fn directories(&self) -> [&Path; 2] {
@@ -105,6 +111,7 @@ impl Rootfs {
         File::open(&file)
             .and_then(|file| file.sync_all())
             .map_err(ImageError::io("synchronise", &file))?;
+        reach("import_rootfs_place", Side::Before, &image.manifest.digest);
         // A link does not replace: of two imports of one image the first stays, and a guest that
         // has it open already shares its pages with those to come.
         match fs::hard_link(&file, self.path(&image.manifest.digest)) {

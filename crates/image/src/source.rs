@@ -7,11 +7,16 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use oci_spec::image::OciLayout;
+
 use crate::digest::Digest;
 use crate::error::ImageError;
 
 /// No document of an image is larger.
 pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// The `oci-layout` file has one short line.
+const MAX_LAYOUT: u64 = 4096;
 
 /// Entries of an archive that are looked at: a layout has one a blob and a few more.
 const MAX_ENTRIES: u64 = 10_000;
@@ -36,8 +41,14 @@ impl Source {
         let metadata = fs::metadata(path).map_err(ImageError::io("open the layout", path))?;
         let entries = if metadata.is_dir() {
             None
-        } else {
+        } else if metadata.is_file() {
             Some(scan(path)?)
+        } else {
+            // Opening a fifo waits for a writer, and a device may have no end.
+            return Err(ImageError::LayoutForeign {
+                path: path.to_owned(),
+                why: "it is neither a file nor a directory".to_owned(),
+            });
         };
         let source = Self {
             path: path.to_owned(),
@@ -82,7 +93,11 @@ impl Source {
     }
 
     fn check_kind(&self) -> Result<(), ImageError> {
-        if self.file("oci-layout")?.is_some() || self.file("index.json")?.is_some() {
+        if let Some(layout) = self.file("oci-layout")? {
+            return self.check_version(layout);
+        }
+        // Some writers leave it out; what is in the index decides then.
+        if self.file("index.json")?.is_some() {
             return Ok(());
         }
         if self.file("manifest.json")?.is_some() {
@@ -92,6 +107,17 @@ impl Source {
             ));
         }
         Err(self.foreign("it has neither oci-layout nor index.json"))
+    }
+
+    /// Reads the file that says which layout this is (OCI image specification, image-layout.md).
+    fn check_version(&self, layout: Box<dyn Read>) -> Result<(), ImageError> {
+        let layout = OciLayout::from_reader(layout.take(MAX_LAYOUT))
+            .map_err(|error| self.foreign(&format!("its oci-layout cannot be read: {error}")))?;
+        let version = layout.image_layout_version();
+        if version.starts_with("1.") {
+            return Ok(());
+        }
+        Err(self.foreign(&format!("it is a layout of version {version:?}; 1.0.0 is read")))
     }
 
     fn foreign(&self, why: &str) -> ImageError {
@@ -108,10 +134,13 @@ impl Source {
             // A link in a layout could lead to any file of the host, which nobody packed.
             let opened = OpenOptions::new()
                 .read(true)
-                .custom_flags(nix::libc::O_NOFOLLOW)
-                .open(&path);
+                // A fifo in the place of a file must not be waited for.
+                .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+                .open(&path)
+                .and_then(|file| Ok((file.metadata()?.is_file(), file)));
             return match opened {
-                Ok(file) => Ok(Some(Box::new(file))),
+                Ok((true, file)) => Ok(Some(Box::new(file))),
+                Ok((false, _)) => Err(self.foreign(&format!("its {name} is no file"))),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(ImageError::io("open", &path)(error)),
             };

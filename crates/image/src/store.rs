@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_model::{Bytes, WallTime};
+use dormouse_sys::fault::{Side, reach};
 
 use crate::blobs::{Blobs, TEMPORARY, sync_directory};
 use crate::digest::Digest;
@@ -42,6 +43,9 @@ pub struct ImportOptions {
     pub choose: Option<String>,
 }
 
+/// Writes the record of an import; see [`ContentStore::import_by`].
+pub type Commit<'a> = &'a dyn Fn(&ImageRecord) -> Result<(), IndexError>;
+
 /// The images of one data directory. One store a directory at a time.
 #[derive(Debug)]
 pub struct ContentStore {
@@ -63,6 +67,16 @@ impl ContentStore {
     pub fn open(data: &Path, index: Arc<dyn ImageIndex>, limits: Limits) -> Result<Self, ImageError> {
         let directory = data.join("images");
         let (blobs, rootfs) = (Blobs::open(&directory)?, Rootfs::open(&directory)?);
+        // Names that an earlier process had no time to make durable: from here on what is there stays.
+        for folder in [
+            data,
+            &directory,
+            &directory.join("blobs"),
+            blobs.directory(),
+            rootfs.directory(),
+        ] {
+            sync_directory(folder)?;
+        }
         let store = Self {
             blobs,
             rootfs,
@@ -88,6 +102,25 @@ impl ContentStore {
         now: WallTime,
         on_progress: &mut OnProgress<'_>,
     ) -> Result<ImageRecord, ImageError> {
+        self.import_by(layout, options, now, on_progress, &|record| {
+            self.index.put(record)
+        })
+    }
+
+    /// The same, with the record written by `commit` in place of the index: together with what its caller
+    /// wants to be durable at the same instant. Called once, last of all; it must do what
+    /// [`ImageIndex::put`] does.
+    ///
+    /// # Errors
+    /// Any of [`ImageError`]; the store is as it was.
+    pub fn import_by(
+        &self,
+        layout: &Path,
+        options: &ImportOptions,
+        now: WallTime,
+        on_progress: &mut OnProgress<'_>,
+        commit: Commit<'_>,
+    ) -> Result<ImageRecord, ImageError> {
         let source = Source::open(layout)?;
         let index = source.index()?;
         let mut fetch = |blob: BlobName| read_document(&source, blob);
@@ -98,8 +131,18 @@ impl ContentStore {
         };
         let blobs = blobs_of(&image);
         self.pin(blobs.keys());
-        let imported = self.import_pinned(&source, &image, &blobs, name, now, on_progress);
+        let imported = self
+            .stored(&source, &image, &blobs, name, now, on_progress)
+            .and_then(|record| {
+                let _guard = self.lock();
+                reach("import_record", Side::Before, &record.digest);
+                commit(&record).map_err(index_failed("write to"))?;
+                reach("import_record", Side::After, &record.digest);
+                Ok(record)
+            });
+        reach("import_release", Side::Before, &image.manifest.digest);
         let released = self.release(blobs.keys());
+        reach("import_release", Side::After, &image.manifest.digest);
         // What could not be removed is removed at the next start; the import's own fate matters more.
         if let Err(error) = released {
             tracing::warn!(%error, "what an import left could not be removed");
@@ -107,7 +150,8 @@ impl ContentStore {
         imported
     }
 
-    fn import_pinned(
+    /// Puts everything of a pinned image in its place; returns the record, which nobody knows yet.
+    fn stored(
         &self,
         source: &Source,
         image: &Resolved,
@@ -125,21 +169,26 @@ impl ContentStore {
         }
         let mut watch = Watch::new(on_progress);
         watch.begin(Phase::Copying, size)?;
-        let mut new = false;
         for (digest, &size) in blobs {
-            new |= self.blobs.add(digest, size, || source.blob(digest), &mut watch)?;
+            reach("import_blob", Side::Before, digest);
+            self.blobs.add(digest, size, || source.blob(digest), &mut watch)?;
+            reach("import_blob", Side::After, digest);
         }
-        if new {
-            sync_directory(self.blobs.directory())?;
-        }
+        // Also when none was new: another import may have placed one and not come so far.
+        sync_directory(self.blobs.directory())?;
         let manifest = image.manifest.digest;
+        reach("import_rootfs", Side::Before, &manifest);
         let skipped_devices = match self.rootfs.size(&manifest) {
             None => self.rootfs.make(image, &self.blobs, self.limits, &mut watch)?,
-            Some(_) => self.known_skips(&manifest)?,
+            Some(_) => {
+                sync_directory(self.rootfs.directory())?;
+                self.known_skips(&manifest)?
+            }
         };
+        reach("import_rootfs", Side::After, &manifest);
         let rootfs_path = self.rootfs.path(&manifest);
         let made = fs::metadata(&rootfs_path).map_err(ImageError::io("look at", &rootfs_path))?;
-        let record = ImageRecord {
+        Ok(ImageRecord {
             name,
             digest: manifest,
             size: Bytes(size),
@@ -148,10 +197,7 @@ impl ContentStore {
             blobs: blobs.keys().copied().collect(),
             skipped_devices,
             config: image.config.clone(),
-        };
-        let _guard = self.lock();
-        self.index.put(&record).map_err(index_failed("write to"))?;
-        Ok(record)
+        })
     }
 
     /// Every image, by name.
@@ -168,6 +214,13 @@ impl ContentStore {
     /// # Errors
     /// [`ImageError::ReferenceInvalid`], [`ImageError::NotFound`], [`ImageError::Ambiguous`].
     pub fn get(&self, reference: &str) -> Result<ImageRecord, ImageError> {
+        // Not while a removal is between its look at what is used and its change of the index: whoever
+        // leases an image and then finds it here has it.
+        let _guard = self.lock();
+        self.look_up(reference)
+    }
+
+    fn look_up(&self, reference: &str) -> Result<ImageRecord, ImageError> {
         let parsed = Reference::parse(reference)?;
         let not_found = || ImageError::NotFound {
             reference: reference.to_owned(),
@@ -206,22 +259,47 @@ impl ContentStore {
     /// # Errors
     /// Those of [`Self::get`]; [`ImageError::InUse`] when it is the last name of a used image.
     pub fn remove(&self, reference: &str, used: &BTreeSet<Digest>) -> Result<ImageRecord, ImageError> {
-        let record = self.get(reference)?;
+        let removed = self.remove_by(
+            reference,
+            &|record| Ok(!used.contains(&record.digest)),
+            &|record, _| self.index.remove(&record.name),
+        );
+        removed.map(|(record, _)| record)
+    }
+
+    /// The same, with `free` asked at the last moment whether the content may go, or whether the removal may
+    /// be at all; and with the record removed by `commit`, which is told whether content goes too, and must
+    /// do what [`ImageIndex::remove`] does. Nobody finds the image between the two. Returns whether content
+    /// went.
+    ///
+    /// # Errors
+    /// Those of [`Self::remove`] and of `free`.
+    pub fn remove_by(
+        &self,
+        reference: &str,
+        free: &dyn Fn(&ImageRecord) -> Result<bool, ImageError>,
+        commit: &dyn Fn(&ImageRecord, bool) -> Result<(), IndexError>,
+    ) -> Result<(ImageRecord, bool), ImageError> {
         let pins = self.lock();
+        let record = self.look_up(reference)?;
         let others = self.list()?;
         let named_again = others
             .iter()
             .any(|other| other.digest == record.digest && other.name != record.name);
-        if used.contains(&record.digest) && !named_again {
+        if !free(&record)? && !named_again {
             return Err(ImageError::InUse {
                 reference: record.name.to_string(),
             });
         }
-        self.index
-            .remove(&record.name)
-            .map_err(index_failed("remove from"))?;
-        self.collect(&pins, &record.blobs)?;
-        Ok(record)
+        reach("image_record_removal", Side::Before, &record.digest);
+        commit(&record, !named_again).map_err(index_failed("remove from"))?;
+        reach("image_record_removal", Side::After, &record.digest);
+        // The image is gone with its record: what stays of its files goes at the next start.
+        if let Err(error) = self.collect(&pins, &record.blobs) {
+            tracing::warn!(%error, image = %record.name, "files of a removed image are left");
+        }
+        reach("image_collection", Side::After, &record.digest);
+        Ok((record, !named_again))
     }
 
     /// Device nodes that were left out when the image was unpacked under another name.
@@ -259,6 +337,10 @@ impl ContentStore {
 
     /// Removes those of `digests` that are neither pinned nor part of an image in the index.
     fn collect(&self, pins: &BTreeMap<Digest, u32>, digests: &[Digest]) -> Result<(), ImageError> {
+        if !self.index.is_whole().map_err(index_failed("read"))? {
+            tracing::warn!("an image's record is damaged: no content is removed until it is put right");
+            return Ok(());
+        }
         let records = self.list()?;
         let needed: BTreeSet<Digest> = records
             .iter()
@@ -269,6 +351,7 @@ impl ContentStore {
             .filter(|digest| !pins.contains_key(digest) && !needed.contains(digest))
         {
             self.blobs.remove(digest)?;
+            reach("image_blob_removal", Side::After, digest);
             // Only a manifest has one.
             self.rootfs.remove(digest)?;
         }

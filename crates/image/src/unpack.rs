@@ -16,6 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use flate2::read::MultiGzDecoder;
@@ -41,6 +42,25 @@ pub struct Limits {
     pub unpacked_bytes: u64,
     /// Bytes of all blobs together, packed.
     pub packed_bytes: u64,
+    /// Unpacked bytes of a layer for each packed one, beyond its first 16 MiB: small archives are
+    /// mostly padding.
+    pub ratio: u64,
+}
+
+/// Unpacked bytes of a layer that no ratio is asked of.
+const RATIO_FREE_BYTES: u64 = 16 << 20;
+
+impl Limits {
+    /// The most unpacked bytes of a layer of `packed` ones, when `left` are left for the image; and the
+    /// limit that this is.
+    fn for_layer(self, packed: u64, left: u64) -> (u64, &'static str, u64) {
+        let by_ratio = packed.saturating_mul(self.ratio).saturating_add(RATIO_FREE_BYTES);
+        if by_ratio < left {
+            (by_ratio, "unpacked bytes for each packed one", self.ratio)
+        } else {
+            (left, "unpacked bytes", self.unpacked_bytes)
+        }
+    }
 }
 
 impl Default for Limits {
@@ -49,6 +69,7 @@ impl Default for Limits {
             entries: 2_000_000,
             unpacked_bytes: 64 << 30,
             packed_bytes: 32 << 30,
+            ratio: 500,
         }
     }
 }
@@ -102,6 +123,7 @@ impl Unpacker {
             Packing::Gzip => Box::new(MultiGzDecoder::new(packed)),
         };
         let left = self.limits.unpacked_bytes.saturating_sub(self.unpacked_bytes);
+        let (left, what, limit) = self.limits.for_layer(layer.blob.size, left);
         let exceeded = Rc::new(Cell::new(false));
         let limited = Limited {
             inner: unpacked,
@@ -129,11 +151,7 @@ impl Unpacker {
             })
         });
         if exceeded.get() {
-            let limit = self.limits.unpacked_bytes;
-            return Err(ImageError::LimitExceeded {
-                what: "unpacked bytes",
-                limit,
-            });
+            return Err(ImageError::LimitExceeded { what, limit });
         }
         drained?;
         let (got, bytes, _) = hashing.finish();
@@ -149,6 +167,35 @@ impl Unpacker {
         self.tree.set_directory_times(times);
         watch.advance(Phase::Unpacking, layer.blob.size.saturating_sub(reported))
     }
+}
+
+/// The checked paths of all entries of an archive.
+pub(crate) fn paths(archive: impl Read) -> Result<Vec<PathBuf>, ImageError> {
+    let layer = || "(one that is looked at)".to_owned();
+    let unreadable = |source| ImageError::LayerUnreadable {
+        layer: layer(),
+        source,
+    };
+    let mut archive = tar::Archive::new(archive);
+    let (mut pending, mut found) = (entry::Extensions::default(), Vec::new());
+    for item in archive.entries().map_err(unreadable)?.raw(true) {
+        let mut item = item.map_err(unreadable)?;
+        let shown = String::from_utf8_lossy(&item.path_bytes()).into_owned();
+        match pending.read(&mut item) {
+            Ok(Some(entry)) => found.push(entry.path.iter().collect()),
+            Ok(None) => {}
+            Err(Trouble::Fault(fault)) => {
+                let entry = shown;
+                return Err(ImageError::EntryRefused {
+                    layer: layer(),
+                    entry,
+                    fault,
+                });
+            }
+            Err(Trouble::Archive(source) | Trouble::Tree { source, .. }) => return Err(unreadable(source)),
+        }
+    }
+    Ok(found)
 }
 
 /// One layer being applied.
@@ -253,18 +300,20 @@ impl LayerPass<'_> {
     }
 
     fn white_out(&mut self, parents: &[OsString], name: &OsStr, hidden: &[u8]) -> Result<(), Trouble> {
+        let opaque = name.as_bytes() == OPAQUE;
+        let foreign = name.as_bytes().starts_with(FOREIGN_WHITEOUT);
+        if !opaque && !foreign && (hidden.is_empty() || hidden == b"." || hidden == b"..") {
+            return Err(EntryFault::Whiteout.into());
+        }
         let tree = &mut self.unpacker.tree;
         let Some(parent) = tree.existing_parent(parents)? else {
             return Ok(());
         };
-        if name.as_bytes() == OPAQUE {
+        if opaque {
             return tree.prune(&parent, &self.made);
         }
-        if name.as_bytes().starts_with(FOREIGN_WHITEOUT) {
+        if foreign {
             return Ok(());
-        }
-        if hidden.is_empty() || hidden == b"." || hidden == b".." {
-            return Err(EntryFault::Whiteout.into());
         }
         tree.prune_one(&parent, OsStr::from_bytes(hidden), &self.made)
     }

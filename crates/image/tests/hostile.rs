@@ -199,6 +199,7 @@ fn bombs_are_stopped() {
         entries: 100,
         unpacked_bytes: 1 << 20,
         packed_bytes: 1 << 20,
+        ratio: 1000,
     };
     let Some(bench) = Bench::with_limits("bombs_are_stopped", limits) else {
         return;

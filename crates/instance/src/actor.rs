@@ -26,9 +26,11 @@ use crate::steps::{Change, Parts, StepContext, StepReport};
 use crate::view::{ExitInfo, InstanceEvent, InstanceView, SnapshotView};
 
 mod figures;
+mod rest;
 mod underway;
 mod waiters;
 
+pub(crate) use rest::Rested;
 pub(crate) use underway::Cut;
 
 /// What may wait in an instance's inbox; a sender waits when it is full.
@@ -69,10 +71,19 @@ pub(crate) struct Asked {
 /// What the rest of the house hears from an instance's task.
 #[derive(Debug)]
 pub(crate) struct Outlets {
-    /// The published view.
-    pub(crate) view: watch::Sender<InstanceView>,
+    /// The published view. Whoever looks has it only for a moment: when this goes, the task has ended.
+    pub(crate) view: Arc<watch::Sender<InstanceView>>,
     /// Told of every change; the registry and the event bus listen.
     pub(crate) notices: mpsc::Sender<InstanceEvent>,
+}
+
+/// Why a task stopped turning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Paused {
+    /// The instance is gone, or the daemon detaches.
+    Ended,
+    /// It could rest, if its seat says so.
+    Restful,
 }
 
 /// One instance's task.
@@ -129,16 +140,24 @@ impl Actor {
         }
     }
 
-    /// Runs until the instance is gone or the daemon detaches. Told first of all is `birth`, of an instance
-    /// that was just made.
-    pub(crate) async fn run(mut self, birth: Option<InstanceEvent>, first: Vec<Effect>) {
+    /// Begins. Told first of all is `birth`, of an instance that was just made.
+    pub(crate) async fn begin(&mut self, birth: Option<InstanceEvent>, first: Vec<Effect>) {
         if let Some(birth) = birth {
             self.notice(birth).await;
         }
         self.watch_process();
         self.connect_agent(Origin::Running);
         self.perform(first).await;
+    }
+
+    /// Runs until the instance is gone, or the daemon detaches, or it could rest.
+    pub(crate) async fn run(&mut self) -> Paused {
         while !(self.gone || self.detaching && self.underway.is_empty()) {
+            let restful = self.restful();
+            if restful && self.outlets.view.receiver_count() == 0 && self.inbox.sender_strong_count() == 1 {
+                return Paused::Restful;
+            }
+            let published = Arc::clone(&self.outlets.view);
             let deadline = self.machine.next_deadline();
             let mut effects = Vec::new();
             tokio::select! {
@@ -162,10 +181,14 @@ impl Actor {
                 () = self.rooms.clock.sleep_until(deadline), if deadline.is_some() => {
                     self.machine.handle(self.rooms.clock.now(), Input::Deadline, &mut effects);
                 }
+                // The last who watched it has gone, and it may rest.
+                () = published.closed(), if restful && published.receiver_count() > 0 => {}
             }
+            drop(published);
             self.perform(effects).await;
         }
         self.agents.shutdown().await;
+        Paused::Ended
     }
 
     /// What was begun in the foreground runs to its end, so that no guest stays paused without a daemon;
@@ -417,7 +440,14 @@ impl Actor {
     fn connect_agent(&mut self, origin: Origin) {
         let Some(vm) = self.parts.vm.clone() else { return };
         let process = crate::steps::identity_of(vm.process());
-        let link = AgentLink::new(process, origin, &self.rooms, &self.remembered);
+        let link = match AgentLink::new(process, origin, &self.rooms, &self.remembered) {
+            Ok(link) => link,
+            Err(error) => {
+                // Without a seed the guest must not begin; it is ended when its deadline for that passes.
+                tracing::error!(instance_id = %self.remembered.view.id, %error, "no random bytes for the guest");
+                return;
+            }
+        };
         let (handle, task) = link.start(self.agent_sender.clone());
         self.parts.agent = Some(handle);
         self.agents.abort_all();

@@ -125,15 +125,15 @@ impl AgentLink {
         origin: Origin,
         rooms: &Rooms,
         remembered: &Remembered,
-    ) -> Self {
-        Self {
+    ) -> std::io::Result<Self> {
+        Ok(Self {
             process,
             socket: rooms.layout.agent_socket(remembered.view.id),
-            boot: boot_message(rooms, remembered),
+            boot: boot_message(rooms, remembered)?,
             clock: Arc::clone(&rooms.clock),
-            session: u64::from_be_bytes(rooms.random()),
+            session: u64::from_be_bytes(rooms.random()?),
             origin,
-        }
+        })
     }
 
     /// The handle, and the task to run.
@@ -151,16 +151,17 @@ impl AgentLink {
             events,
             open: false,
             partial_since: None,
+            problems: 0,
         };
         (AgentHandle { requests }, talk.run())
     }
 }
 
 /// What the guest needs to start its command.
-fn boot_message(rooms: &Rooms, remembered: &Remembered) -> Boot {
+fn boot_message(rooms: &Rooms, remembered: &Remembered) -> std::io::Result<Boot> {
     let view = &remembered.view;
     let image = rooms.images.command_of(&view.image_digest, &view.spec);
-    Boot {
+    Ok(Boot {
         hostname: view.spec.name.to_string(),
         network: Some(Network {
             ipv4: view.addresses.ipv4,
@@ -179,9 +180,9 @@ fn boot_message(rooms: &Rooms, remembered: &Remembered) -> Boot {
         stop_signal: image.stop_signal,
         root: Disk::Serial(ROOT_SERIAL.to_owned()),
         overlay: Some(Disk::Serial(DISK_SERIAL.to_owned())),
-        seed: rooms.random(),
+        seed: rooms.random()?,
         unix_nanos: rooms.clock.wall().unix_nanos(),
-    }
+    })
 }
 
 /// A running conversation.
@@ -195,6 +196,8 @@ struct Talk {
     unsent: Vec<Ask>,
     open: bool,
     partial_since: Option<Instant>,
+    /// Wrong things that came through the port so far.
+    problems: u64,
 }
 
 impl Talk {
@@ -239,7 +242,10 @@ impl Talk {
                     Ok(count) => {
                         let mut events = Vec::new();
                         self.channel.receive(buffer.get(..count).unwrap_or_default(), &mut events);
-                        self.partial_since = self.channel.is_partial().then(Instant::now);
+                        // Counted from the frame's first byte: behind half a frame of a sender that
+                        // died, a living one goes on talking.
+                        let since = self.partial_since.filter(|_| events.is_empty());
+                        self.partial_since = self.channel.is_partial().then(|| since.unwrap_or_else(Instant::now));
                         self.take(events).await;
                     }
                 },
@@ -298,7 +304,13 @@ impl Talk {
                     self.opened(phase).await;
                 }
                 Event::Message { message, .. } => self.heard(message).await,
-                Event::Problem(error) => tracing::warn!(pid = self.link.process.pid, %error, "agent channel"),
+                Event::Problem(error) => {
+                    self.problems = self.problems.saturating_add(1);
+                    // A guest can say as much nonsense as it likes; the log tells of it ever more rarely.
+                    if self.problems.is_power_of_two() {
+                        tracing::warn!(pid = self.link.process.pid, %error, so_far = self.problems, "agent channel");
+                    }
+                }
                 Event::Refused(error) => {
                     tracing::error!(pid = self.link.process.pid, %error, "agent refused");
                 }

@@ -1,7 +1,10 @@
 //! What can go wrong with a request for an instance.
 
+use std::time::Duration;
+
 use dormouse_model::{Fault, Kind, Name, State};
 
+use crate::ledger::LedgerError;
 use crate::machine::Refusal;
 
 /// An error of the instance room. The cause is in `source`.
@@ -45,7 +48,7 @@ pub enum InstanceError {
     #[error("the instance has changed: its etag is {now}, not {sent}")]
     Changed {
         /// The etag now.
-        now: u64,
+        now: String,
         /// The etag sent.
         sent: String,
     },
@@ -101,6 +104,23 @@ pub enum InstanceError {
         /// Why not.
         source: dormouse_store::StoreError,
     },
+    /// The kernel gave no random bytes.
+    #[error("reading random bytes of the kernel")]
+    Random {
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host has too little of something; nothing was begun.
+    #[error("{verb} of {name}")]
+    Ledger {
+        /// What was wanted.
+        verb: &'static str,
+        /// Of which instance.
+        name: Name,
+        /// What is missing.
+        source: LedgerError,
+    },
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -128,8 +148,35 @@ impl Fault for InstanceError {
             Self::Failed { .. } | Self::NotStopped { .. } => Kind::WrongState,
             Self::Image { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
-            Self::ShuttingDown => Kind::Unavailable,
+            Self::Ledger { source, .. } => source.kind(),
+            Self::Random { .. } | Self::ShuttingDown => Kind::Unavailable,
             Self::WaitElapsed { .. } => Kind::Timeout,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            // A step of a plan takes milliseconds to seconds; a daemon is back within a second.
+            Self::Refused {
+                refusal: Refusal::Busy,
+                ..
+            }
+            | Self::ShuttingDown => Some(Duration::from_secs(1)),
+            Self::NotFound { .. }
+            | Self::Ambiguous { .. }
+            | Self::NameTaken { .. }
+            | Self::Exhausted { .. }
+            | Self::NotStopped { .. }
+            | Self::Changed { .. }
+            | Self::Refused { .. }
+            | Self::Failed { .. }
+            | Self::Overtaken { .. }
+            | Self::Interrupted { .. }
+            | Self::Image { .. }
+            | Self::Store { .. }
+            | Self::Ledger { .. }
+            | Self::Random { .. }
+            | Self::WaitElapsed { .. } => None,
         }
     }
 
@@ -147,6 +194,8 @@ impl Fault for InstanceError {
             Self::Interrupted { .. } => "INSTANCE_INTERRUPTED",
             Self::Image { source, .. } => source.code(),
             Self::Store { source, .. } => source.code(),
+            Self::Random { .. } => "INSTANCE_RANDOM",
+            Self::Ledger { source, .. } => source.code(),
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::WaitElapsed { .. } => "INSTANCE_WAIT_ELAPSED",
         }

@@ -16,13 +16,16 @@
 //! | [`record`] | the durable record |
 //! | [`view`] | what others see |
 //! | [`rooms`] | what the tasks work with; the seams to images and to the proof of idleness |
-//! | `manager`, `actor`, `steps`, `agent`, `recovery` | the executor |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
+//! | `manager`, `actor`, `steps`, `agent`, `recovery`, `sweep` | the executor |
 //!
 //! The machine owns the state. What it asks for comes as numbered steps, one at a time; records are
 //! among the steps, so that what is durable before what is visible in its plans.
 
 pub mod adoption;
+pub mod codes;
 pub mod error;
+pub mod ledger;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
@@ -33,9 +36,11 @@ pub mod view;
 
 mod actor;
 mod agent;
+mod etag;
 mod manager;
 mod recovery;
 mod steps;
+mod sweep;
 
 pub use error::InstanceError;
 pub use manager::{CreateRequest, Instances, InstancesTask};

@@ -1,34 +1,37 @@
 //! The instance manager: finds instances by name and id, makes them, hands requests to their tasks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, State, WallTime, WorkloadId};
 use dormouse_network::AddressPool;
+use dormouse_store::Batch;
+use dormouse_sys::fault::Side;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::actor::{Actor, Command, INBOX, Outlets};
+use crate::actor::{Actor, Command, INBOX, Outlets, Paused, Rested};
 use crate::error::InstanceError;
 use crate::machine::{Effect, Machine, Record, Removal};
 use crate::memory::GuestRam;
 use crate::record::{InstanceRecord, Remembered};
-use crate::recovery;
 use crate::rooms::{Layout, Rooms};
-use crate::steps::Parts;
+use crate::steps::{Parts, fault};
 use crate::view::{InstanceEvent, InstanceView};
 
+mod preflight;
+mod recover;
 mod requests;
+mod seat;
+
+use seat::{Seat, Task};
 
 /// Events that a slow listener may lag behind; beyond that it is told of a gap.
 const EVENTS: usize = 4096;
 
 /// Notices of tasks that may wait for the registry.
 const NOTICES: usize = 1024;
-
-/// Instances that are looked for at a time when a daemon starts: one that does not answer holds up no other.
-const LOOKS: usize = 32;
 
 /// A checked request for an instance.
 #[derive(Debug, Clone)]
@@ -39,6 +42,10 @@ pub struct CreateRequest {
     pub start: bool,
     /// Remove it once it has stopped.
     pub auto_remove: bool,
+    /// Its id, of [`Instances::new_id`], where the caller has to name it before it is there.
+    pub id: Option<WorkloadId>,
+    /// What becomes durable with its record, in one commit: what the caller keeps about the request.
+    pub along: Batch,
 }
 
 /// All instances of this host. Cheap to clone.
@@ -64,15 +71,25 @@ struct Registry {
     entries: BTreeMap<WorkloadId, Entry>,
     names: HashMap<Name, WorkloadId>,
     pool: AddressPool,
-    uids: HashMap<u32, WorkloadId>,
-    addresses: HashMap<WorkloadId, Addresses>,
+    uids: BTreeSet<u32>,
+    /// Addresses and user id of each instance.
+    holdings: HashMap<WorkloadId, (Addresses, u32)>,
+    /// Images of instances that are being made: from before the image is looked at for the last time until
+    /// the instance is in `entries`. Who removes an image asks here too.
+    leases: HashMap<WorkloadId, String>,
 }
 
-#[derive(Debug, Clone)]
-struct Entry {
-    name: Name,
-    inbox: mpsc::Sender<Command>,
-    view: watch::Receiver<InstanceView>,
+type Entry = Seat<Command, InstanceView, Rested>;
+
+impl Entry {
+    /// What `look` sees of the instance now; `None` when its task has ended.
+    fn see<T>(&self, look: impl FnOnce(&InstanceView) -> T) -> Option<T> {
+        match self {
+            Seat::Taken(task) => task.view.upgrade().map(|view| look(&view.borrow())),
+            Seat::Resting(rested) => Some(look(rested.view())),
+            Seat::Moving => None,
+        }
+    }
 }
 
 /// The part of the manager that runs: distributes notices. For the daemon to spawn.
@@ -156,115 +173,65 @@ impl Shared {
         tasks.spawn(task);
     }
 
+    /// The ends of a task that publishes `view`.
+    fn outlets(
+        &self,
+        view: &InstanceView,
+    ) -> (Outlets, mpsc::Receiver<Command>, Task<Command, InstanceView>) {
+        let (inbox, commands) = mpsc::channel(INBOX);
+        let view = Arc::new(watch::Sender::new(view.clone()));
+        let task = Task {
+            inbox,
+            view: Arc::downgrade(&view),
+        };
+        let outlets = Outlets {
+            view,
+            notices: self.notices.clone(),
+        };
+        (outlets, commands, task)
+    }
+
+    /// Gives an instance that was at rest a task again. Under the registry's lock.
+    fn raise(self: &Arc<Self>, rested: Box<Rested>) -> Task<Command, InstanceView> {
+        let (outlets, inbox, task) = self.outlets(rested.view());
+        let actor = Actor::of_rested(Arc::clone(&self.rooms), *rested, outlets, inbox);
+        self.occupy(actor, None, Vec::new());
+        task
+    }
+
+    /// Runs an instance's task until it ends or its seat takes the instance back.
+    fn occupy(self: &Arc<Self>, mut actor: Actor, birth: Option<InstanceEvent>, effects: Vec<Effect>) {
+        // Weak: what is spawned below is owned by what this would keep alive.
+        let shared = Arc::downgrade(self);
+        self.spawn(async move {
+            actor.begin(birth, effects).await;
+            while actor.run().await == Paused::Restful {
+                let Some(shared) = shared.upgrade() else { return };
+                let mut registry = shared.registry();
+                let (inbox, view) = actor.ends();
+                let seat = registry.entries.get_mut(&actor.id());
+                if seat.is_none_or(|seat| seat.rest(inbox, view, || actor.rested())) {
+                    return;
+                }
+            }
+        });
+    }
+
     fn forget(&self, id: WorkloadId) {
         let mut registry = self.registry();
         registry.entries.remove(&id);
+        registry.leases.remove(&id);
         registry.names.retain(|_, owner| *owner != id);
-        registry.uids.retain(|_, owner| *owner != id);
-        if let Some(addresses) = registry.addresses.remove(&id)
-            && let Err(error) = registry.pool.release(addresses)
-        {
-            tracing::warn!(instance_id = %id, %error, "addresses given back");
+        if let Some((addresses, uid)) = registry.holdings.remove(&id) {
+            registry.uids.remove(&uid);
+            if let Err(error) = registry.pool.release(addresses) {
+                tracing::warn!(instance_id = %id, %error, "addresses given back");
+            }
         }
     }
 }
 
 impl Instances {
-    /// The manager over `rooms`, with every recorded instance recovered: what runs is adopted, what
-    /// sleeps stays asleep, what was half done is finished or undone by its task.
-    ///
-    /// # Errors
-    /// When the records cannot be read at all.
-    pub async fn recover(rooms: Arc<Rooms>) -> Result<(Self, InstancesTask), InstanceError> {
-        let listing = rooms
-            .store
-            .list::<InstanceRecord>()
-            .await
-            .map_err(|source| InstanceError::Store {
-                what: "all instances".to_owned(),
-                source,
-            })?;
-        let (notices, receiver) = mpsc::channel(NOTICES);
-        let shared = Arc::new(Shared {
-            registry: Mutex::new(Registry {
-                entries: BTreeMap::new(),
-                names: HashMap::new(),
-                pool: rooms.pool.clone(),
-                uids: HashMap::new(),
-                addresses: HashMap::new(),
-            }),
-            rooms,
-            events: broadcast::Sender::new(EVENTS),
-            notices,
-            tasks: Mutex::new(JoinSet::new()),
-            detaching: AtomicBool::new(false),
-        });
-        let instances = Self {
-            shared: Arc::clone(&shared),
-        };
-        for damage in listing.damaged {
-            tracing::error!(%damage, "an instance's record is set aside");
-        }
-        let mut looking = JoinSet::new();
-        for (key, record) in listing.records {
-            match Remembered::from_record(record) {
-                Ok(remembered) => {
-                    if looking.len() >= LOOKS {
-                        looking.join_next().await;
-                    }
-                    let instances = instances.clone();
-                    looking.spawn(async move { instances.bring_back(remembered).await });
-                }
-                Err(error) => tracing::error!(%key, %error, "an instance's record is passed over"),
-            }
-        }
-        while let Some(looked) = looking.join_next().await {
-            if let Err(error) = looked {
-                tracing::error!(%error, "looking for an instance panicked");
-            }
-        }
-        // Beside the start: nobody waits for it.
-        let rooms = Arc::clone(&shared.rooms);
-        shared.spawn(async move {
-            if let Err(error) = recovery::sweep_programs(&rooms).await {
-                tracing::warn!(%error, "programs of monitors not swept");
-            }
-        });
-        Ok((
-            instances,
-            InstancesTask {
-                shared,
-                notices: receiver,
-            },
-        ))
-    }
-
-    async fn bring_back(&self, mut remembered: Remembered) {
-        let rooms = &self.shared.rooms;
-        let id = remembered.view.id;
-        {
-            let mut registry = self.shared.registry();
-            // Taken already or of another pool: the instance keeps what its guest has, and the pool
-            // gives it to nobody else.
-            if let Err(error) = registry.pool.claim(remembered.view.addresses) {
-                tracing::error!(instance_id = %id, %error, "recorded addresses");
-            }
-            registry.addresses.insert(id, remembered.view.addresses);
-            registry.uids.insert(remembered.uid, id);
-        }
-        remembered.view.revision = rooms.first_revision();
-        let found = recovery::look(rooms, &remembered).await;
-        let mut effects = Vec::new();
-        let machine = Machine::recover(
-            rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
-            remembered.life.clone(),
-            &found.facts,
-            rooms.clock.now(),
-            &mut effects,
-        );
-        self.launch_task(machine, remembered, found.parts, None, effects);
-    }
-
     /// Enters the instance and starts its task; `birth` is told before anything else of it.
     fn launch_task(
         &self,
@@ -274,31 +241,16 @@ impl Instances {
         birth: Option<InstanceEvent>,
         effects: Vec<Effect>,
     ) {
-        let (inbox, commands) = mpsc::channel(INBOX);
-        let (view_sender, view) = watch::channel(remembered.view.clone());
-        let entry = Entry {
-            name: remembered.view.spec.name.clone(),
-            inbox,
-            view,
-        };
-        let id = remembered.view.id;
-        let outlets = Outlets {
-            view: view_sender,
-            notices: self.shared.notices.clone(),
-        };
-        let actor = Actor::new(
-            Arc::clone(&self.shared.rooms),
-            machine,
-            remembered,
-            parts,
-            outlets,
-            commands,
-        );
+        let (name, id) = (remembered.view.spec.name.clone(), remembered.view.id);
+        let (outlets, inbox, task) = self.shared.outlets(&remembered.view);
+        let rooms = Arc::clone(&self.shared.rooms);
+        let actor = Actor::new(rooms, machine, remembered, parts, outlets, inbox);
         let mut registry = self.shared.registry();
-        registry.names.insert(entry.name.clone(), id);
-        registry.entries.insert(id, entry);
+        registry.names.insert(name, id);
+        registry.entries.insert(id, Seat::Taken(task));
+        registry.leases.remove(&id);
         drop(registry);
-        self.shared.spawn(actor.run(birth, effects));
+        self.shared.occupy(actor, birth, effects);
     }
 
     /// Makes an instance, wholly or not at all, and starts it when asked. Returns once the record is
@@ -321,17 +273,39 @@ impl Instances {
         outcome.await.map_err(|_| InstanceError::ShuttingDown)?
     }
 
-    async fn make(&self, request: CreateRequest) -> Result<InstanceView, InstanceError> {
+    /// An id that no instance has, for [`CreateRequest::id`].
+    ///
+    /// # Errors
+    /// When the kernel gives no random bytes.
+    pub fn new_id(&self) -> Result<WorkloadId, InstanceError> {
+        let rooms = &self.shared.rooms;
+        let random = rooms
+            .random()
+            .map_err(|source| InstanceError::Random { source })?;
+        Ok(WorkloadId::new(rooms.clock.wall(), random))
+    }
+
+    async fn make(&self, mut request: CreateRequest) -> Result<InstanceView, InstanceError> {
         let rooms = &self.shared.rooms;
         let (reference, start) = (request.spec.image.clone(), request.start);
-        let digest = rooms
-            .images
-            .digest_of(&reference)
-            .await
-            .map_err(|source| InstanceError::Image { reference, source })?;
-        let id = WorkloadId::new(rooms.clock.wall(), rooms.random());
+        let along = std::mem::take(&mut request.along);
+        let image = |source| InstanceError::Image { reference, source };
+        let digest = match rooms.images.digest_of(&request.spec.image).await {
+            Ok(digest) => digest,
+            Err(source) => return Err(image(source)),
+        };
+        let id = request.id.map_or_else(|| self.new_id(), Ok)?;
+        self.can_be_made(id, &request).await?;
         let remembered = self.reserve(id, request, digest)?;
-        if let Err(source) = rooms.store.put(id, &remembered.to_record()).await {
+        // The lease of `reserve` keeps the image from now on; it may have gone in between.
+        if let Err(source) = rooms.images.digest_of(&remembered.view.image_digest).await {
+            self.shared.forget(id);
+            return Err(image(source));
+        }
+        fault::reach("create_record", Side::Before, id).await;
+        let written = rooms.store.apply(along.put(id, &remembered.to_record())).await;
+        fault::reach("create_record", Side::After, id).await;
+        if let Err(source) = written {
             let what = remembered.view.spec.name.to_string();
             // The write may have happened for all that. Name and addresses are given back only once it is
             // certain that no record has them.
@@ -369,20 +343,18 @@ impl Instances {
             return Err(InstanceError::NameTaken { name });
         }
         let uid = (rooms.first_uid..rooms.first_uid.saturating_add(rooms.uid_count))
-            .find(|uid| !registry.uids.contains_key(uid))
+            .find(|uid| !registry.uids.contains(uid))
             .ok_or(InstanceError::Exhausted { what: "user id" })?;
         let addresses = registry
             .pool
             .allocate()
             .map_err(|_| InstanceError::Exhausted { what: "address" })?;
-        registry.addresses.insert(id, addresses);
-        registry.uids.insert(uid, id);
+        registry.holdings.insert(id, (addresses, uid));
+        registry.uids.insert(uid);
         registry.names.insert(name, id);
+        registry.leases.insert(id, image_digest.clone());
         drop(registry);
-        let placement = match request.spec.placement {
-            dormouse_model::spec::Placement::Auto => rooms.placement,
-            chosen => chosen,
-        };
+        let placement = rooms.placement_of(&request.spec);
         let now = rooms.clock.wall();
         let view = InstanceView {
             id,
@@ -419,12 +391,26 @@ impl Instances {
     /// All instances, in the order of their creation.
     #[must_use]
     pub fn list(&self) -> Vec<InstanceView> {
-        self.shared
-            .registry()
+        let registry = self.shared.registry();
+        registry
             .entries
             .values()
-            .map(|entry| entry.view.borrow().clone())
+            .filter_map(|entry| entry.see(InstanceView::clone))
             .collect()
+    }
+
+    /// How many instances are in `state`.
+    #[must_use]
+    pub fn count(&self, state: State) -> usize {
+        let registry = self.shared.registry();
+        let is_so = |entry: &&Entry| entry.see(|view| view.state == state) == Some(true);
+        registry.entries.values().filter(is_so).count()
+    }
+
+    /// The ids of all instances, in the order of their creation.
+    #[must_use]
+    pub fn ids(&self) -> Vec<WorkloadId> {
+        self.shared.registry().entries.keys().copied().collect()
     }
 
     /// The instance with this id.
@@ -432,16 +418,17 @@ impl Instances {
     /// # Errors
     /// When there is none.
     pub fn view(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
-        self.entry(id).map(|entry| entry.view.borrow().clone())
+        self.see(id, InstanceView::clone)
     }
 
-    fn entry(&self, id: WorkloadId) -> Result<Entry, InstanceError> {
+    /// What `look` sees of the instance with this id; it is looked at under a lock, so briefly.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn see<T>(&self, id: WorkloadId, look: impl FnOnce(&InstanceView) -> T) -> Result<T, InstanceError> {
         let registry = self.shared.registry();
-        registry
-            .entries
-            .get(&id)
-            .cloned()
-            .ok_or_else(|| InstanceError::NotFound { key: id.to_string() })
+        let seen = registry.entries.get(&id).and_then(|entry| entry.see(look));
+        seen.ok_or_else(|| self.shared.gone(id))
     }
 
     /// Finds an instance by id, then by name, then by a unique beginning of an id.
@@ -459,8 +446,11 @@ impl Instances {
                 .ok()
                 .and_then(|name| registry.entries.get(registry.names.get(&name)?))
         };
-        if let Some(entry) = by_id.or_else(by_name) {
-            return Ok(entry.view.borrow().clone());
+        if let Some(view) = by_id
+            .or_else(by_name)
+            .and_then(|entry| entry.see(InstanceView::clone))
+        {
+            return Ok(view);
         }
         let begins: Vec<_> = registry
             .entries
@@ -469,12 +459,14 @@ impl Instances {
             .collect();
         match begins.as_slice() {
             [] => Err(InstanceError::NotFound { key: key.to_owned() }),
-            [(_, entry)] => Ok(entry.view.borrow().clone()),
+            [(id, entry)] => entry
+                .see(InstanceView::clone)
+                .ok_or_else(|| self.shared.gone(**id)),
             several => Err(InstanceError::Ambiguous {
                 key: key.to_owned(),
                 candidates: several
                     .iter()
-                    .map(|(id, entry)| format!("{id} ({})", entry.name))
+                    .filter_map(|(id, entry)| entry.see(|view| format!("{id} ({})", view.spec.name)))
                     .collect(),
             }),
         }
@@ -486,33 +478,54 @@ impl Instances {
         self.shared.events.subscribe()
     }
 
-    /// A view that changes; closed when the instance is gone.
+    /// A view that changes; closed when the instance is gone. An instance at rest is given a task for as long
+    /// as it is watched.
     ///
     /// # Errors
     /// When there is no such instance.
     pub fn watch(&self, id: WorkloadId) -> Result<watch::Receiver<InstanceView>, InstanceError> {
-        self.entry(id).map(|entry| entry.view)
+        self.with_seat(id, |seat, raise| seat.watch(raise))
+            .flatten()
+            .ok_or_else(|| self.shared.gone(id))
     }
 
-    /// Ids of instances that use an image, by digest.
+    /// Moves a seat under the lock; `None` when there is none, or nothing may move any more.
+    fn with_seat<T>(
+        &self,
+        id: WorkloadId,
+        act: impl FnOnce(&mut Entry, &dyn Fn(Box<Rested>) -> Task<Command, InstanceView>) -> T,
+    ) -> Option<T> {
+        let mut registry = self.shared.registry();
+        // Under the lock: whoever detaches has set this before it looks who is there.
+        if self.shared.detaching.load(Ordering::Acquire) {
+            return None;
+        }
+        let seat = registry.entries.get_mut(&id)?;
+        Some(act(seat, &|rested| self.shared.raise(rested)))
+    }
+
+    /// Ids of instances that use an image, by digest; also of those that are being made.
     #[must_use]
     pub fn users_of(&self, digest: &str) -> Vec<WorkloadId> {
         let registry = self.shared.registry();
-        let uses = |entry: &&Entry| entry.view.borrow().image_digest == digest;
-        registry
-            .entries
-            .values()
-            .filter(uses)
-            .map(|entry| entry.view.borrow().id)
-            .collect()
+        let uses = |entry: &Entry| entry.see(|view| view.image_digest == digest) == Some(true);
+        let made = registry.entries.iter().filter(|(_, entry)| uses(entry));
+        let leased = registry.leases.iter().filter(|(_, leased)| *leased == digest);
+        made.map(|(id, _)| *id).chain(leased.map(|(id, _)| *id)).collect()
     }
 
     /// Lets go of every instance without touching it: outstanding steps finish, guests stay as they are.
     pub async fn detach(&self) {
         self.shared.detaching.store(true, Ordering::Release);
-        let entries: Vec<Entry> = self.shared.registry().entries.values().cloned().collect();
-        for entry in entries {
-            drop(entry.inbox.send(Command::Detach).await);
+        // Those at rest have nothing to let go of.
+        let inboxes: Vec<_> = (self.shared.registry().entries.values())
+            .filter_map(|entry| match entry {
+                Seat::Taken(task) => Some(task.inbox.clone()),
+                Seat::Resting(_) | Seat::Moving => None,
+            })
+            .collect();
+        for inbox in inboxes {
+            drop(inbox.send(Command::Detach).await);
         }
         let mut tasks =
             std::mem::take(&mut *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -532,9 +545,13 @@ impl Instances {
     }
 
     /// Random bits, for names.
-    #[must_use]
-    pub fn seed(&self) -> u64 {
-        u64::from_be_bytes(self.shared.rooms.random())
+    ///
+    /// # Errors
+    /// When the kernel gives no random bytes.
+    pub fn seed(&self) -> Result<u64, InstanceError> {
+        let random = self.shared.rooms.random();
+        let bytes = random.map_err(|source| InstanceError::Random { source })?;
+        Ok(u64::from_be_bytes(bytes))
     }
 
     /// Bytes of host memory that an instance holds: the share of its VMM while there is one, after that

@@ -202,6 +202,19 @@ const fn phase_name(phase: &Phase) -> &'static str {
     }
 }
 
+impl ExitRecord {
+    /// The record of `exit`.
+    #[must_use]
+    pub fn of(exit: &ExitInfo) -> Self {
+        Self {
+            code: exit.code,
+            signal: exit.signal,
+            message: exit.message.clone(),
+            at: exit.at.unix_nanos(),
+        }
+    }
+}
+
 impl FailureRecord {
     fn of(reason: &FailReason) -> Self {
         let (kind, text) = match reason {
@@ -379,12 +392,7 @@ impl Remembered {
             started_at: view.started_at.map_or(0, WallTime::unix_nanos),
             state_changed_at: view.state_changed_at.unix_nanos(),
             process: None,
-            exit: view.exit.as_ref().map(|exit| ExitRecord {
-                code: exit.code,
-                signal: exit.signal,
-                message: exit.message.clone(),
-                at: exit.at.unix_nanos(),
-            }),
+            exit: view.exit.as_ref().map(ExitRecord::of),
             auto_remove: view.auto_remove,
             standbys: view.standbys,
             wakes: view.wakes,

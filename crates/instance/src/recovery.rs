@@ -14,10 +14,10 @@ use dormouse_model::{Bytes, Generation};
 use dormouse_network::Expected;
 
 use crate::adoption::{Facts, Seen};
-use crate::machine::{Kept, Phase, ProcessIdentity};
+use crate::machine::{BootId, Kept, Phase, ProcessIdentity};
 use crate::memory::Home;
 use crate::record::{InstanceRecord, Remembered};
-use crate::rooms::Rooms;
+use crate::rooms::{Layout, Rooms};
 use crate::steps::Parts;
 
 /// How long a VMM of an earlier daemon may take to answer, and how often it is asked: to give it up is to
@@ -57,7 +57,18 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
             Err(error) => tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted"),
         }
     }
-    let files = rooms.layout.images();
+    let facts = facts(&rooms.layout, remembered, rooms.boot(), start_ticks_at_pid);
+    Found { facts, parts }
+}
+
+/// What the files say of a record. Blocking: a handful of looks at names.
+pub(crate) fn facts(
+    layout: &Layout,
+    remembered: &Remembered,
+    boot: BootId,
+    start_ticks_at_pid: Option<u64>,
+) -> Facts {
+    let (id, files) = (remembered.view.id, layout.images());
     if let Phase::Standby { image } = &remembered.life.phase
         && matches!(image.kept, Kept::Spilled { .. })
         // What a crash kept from being dropped: the record says that the disk is the truth.
@@ -76,17 +87,15 @@ pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
         | Phase::Deleting => Generation(0),
     };
     let asleep = matches!(remembered.life.phase, Phase::Standby { .. });
-    let layout = &rooms.layout;
     let look = |path: &Path| asleep.then(|| seen(path)).flatten();
-    let facts = Facts {
-        boot: rooms.boot(),
+    Facts {
+        boot,
         start_ticks_at_pid,
         resident: look(&files.path(id, Home::Tmpfs)),
         spilled: look(&files.path(id, Home::Disk)),
         state: look(&layout.state_file(id, generation.0)),
         manifest: look(&layout.manifest_file(id, generation.0)),
-    };
-    Found { facts, parts }
+    }
 }
 
 /// Drops the kept programs that no record names. A record that was set aside may name any: then none goes.

@@ -12,12 +12,13 @@ use dormouse_image::ImageError;
 use dormouse_keeper::{HeldName, Holder};
 use dormouse_model::spec::Placement;
 use dormouse_model::workload::SleepSupport;
-use dormouse_model::{InstanceSpec, MacAddress, MonoTime, OnLostMemory, WallTime, WorkloadId};
+use dormouse_model::{Addresses, InstanceSpec, MacAddress, MonoTime, OnLostMemory, WallTime, WorkloadId};
 use dormouse_network::{AddressPool, DataPlane, LinkCounters};
 use dormouse_store::Store;
 use dormouse_sys::netns::Namespace;
 use tokio::sync::Semaphore;
 
+use crate::ledger::Ledger;
 use crate::machine::{BootId, Limits, Settings, SpillPolicy};
 use crate::memory::{GiveBack, GuestRam, ImageFiles};
 
@@ -183,6 +184,16 @@ pub trait IdleProof: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When it cannot be said, in words; the sleep is then taken back.
     async fn nothing_arrived(&self, id: WorkloadId, now: LinkCounters) -> Result<bool, String>;
+
+    /// Has the kernel drop what it tracks of connections from and to a workload that has no link any more:
+    /// whoever has the addresses next, itself included, must not seem to be connected.
+    ///
+    /// # Errors
+    /// When some may be left, in words. They age out, and can keep awake but never put to sleep.
+    async fn forget_flows(&self, addresses: Addresses) -> Result<(), String> {
+        let _ = addresses;
+        Ok(())
+    }
 }
 
 /// Everything that an instance's task works with.
@@ -210,6 +221,8 @@ pub struct Rooms {
     pub proof: Arc<dyn IdleProof>,
     /// Where files are.
     pub layout: Layout,
+    /// What the host has promised, and may.
+    pub ledger: Arc<Ledger>,
     /// The clocks.
     pub clock: Arc<Clock>,
     /// This boot of the host, as the kernel writes it (`/proc/sys/kernel/random/boot_id`): memory images of
@@ -237,15 +250,14 @@ pub struct Rooms {
 
 impl Rooms {
     /// Random bytes from the kernel, for ids, sessions and seeds.
-    #[must_use]
-    pub fn random<const N: usize>(&self) -> [u8; N] {
+    ///
+    /// # Errors
+    /// When the kernel gives none. Nothing may be made with zeros in their place: ids would meet, and all
+    /// guests would have one seed.
+    pub fn random<const N: usize>(&self) -> std::io::Result<[u8; N]> {
         let mut bytes = [0; N];
-        // The device is in every mount namespace that has a null device; a short read is impossible
-        // up to 256 bytes once the kernel is seeded (random(4)).
-        if let Ok(mut device) = std::fs::File::open("/dev/urandom") {
-            drop(std::io::Read::read_exact(&mut device, &mut bytes));
-        }
-        bytes
+        dormouse_sys::random::fill(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// The revision that an instance begins with in this daemon. Revisions are not recorded: counting from
@@ -265,6 +277,15 @@ impl Rooms {
     #[must_use]
     pub fn boot(&self) -> BootId {
         crate::steps::boot_of(&self.boot_id)
+    }
+
+    /// Where the RAM of an instance of `spec` lives.
+    #[must_use]
+    pub const fn placement_of(&self, spec: &InstanceSpec) -> Placement {
+        match spec.placement {
+            Placement::Auto => self.placement,
+            chosen @ (Placement::Tmpfs | Placement::Spill | Placement::Disk) => chosen,
+        }
     }
 
     /// The settings of an instance's machine.

@@ -15,6 +15,7 @@ use dormouse_keeper::HeldKind;
 use dormouse_model::error::chain;
 use dormouse_model::{Attempt, Fault, Kind};
 use dormouse_network::{Link, LinkCounters};
+use dormouse_sys::fault::Side;
 
 use crate::actor::Cut;
 use crate::agent::AgentHandle;
@@ -25,6 +26,8 @@ use crate::rooms::Rooms;
 use crate::trust::TrustError;
 
 mod asleep;
+mod dues;
+pub(crate) mod fault;
 mod machine_parts;
 mod sleep;
 
@@ -159,14 +162,25 @@ type Outcome = Result<(Done, Change), StepFailure>;
 const PLAIN: Outcome = Ok((Done::Plain, Change::Nothing));
 
 impl StepContext {
-    /// Runs `step`.
+    /// Runs `step` between its two fault points, once the ledger has promised what it takes.
     pub(crate) async fn run(self, step: Step) -> Outcome {
+        let dues = dues::Dues::of(&self, &step);
+        dues.promise().await?;
+        let (name, id) = (fault::name(&step), self.remembered.view.id);
+        fault::reach(name, Side::Before, id).await;
+        let outcome = self.perform(step).await;
+        fault::reach(name, Side::After, id).await;
+        dues.settle(&outcome);
+        outcome
+    }
+
+    async fn perform(self, step: Step) -> Outcome {
         match step {
             Step::Write(record) => self.write(record).await,
             Step::PrepareDisks => self.prepare_disks().await,
             Step::AttachLink => self.attach_link().await,
             Step::MakeTap => self.make_tap().await,
-            Step::Launch => self.launch().await,
+            Step::Launch => unless_cut(&Arc::clone(&self.cut), self.launch()).await,
             Step::Open => self.link()?.open().await.map(plain).map_err(|e| failure(&e)),
             Step::Shut => self.link()?.shut().await.map(plain).map_err(|e| failure(&e)),
             Step::Drain => self.drain().await,
@@ -179,7 +193,7 @@ impl StepContext {
             Step::DropResident => self.drop_resident().await,
             Step::Settle { image } => self.settle(image).await,
             Step::Verify { image } => self.verify(image).await,
-            Step::Restore { image } => self.restore(image).await,
+            Step::Restore { image } => unless_cut(&Arc::clone(&self.cut), self.restore(image)).await,
             Step::Resume => self.vm()?.resume().await.map(plain).map_err(|e| failure(&e)),
             Step::Greet => self.greet().await,
             Step::Shutdown { grace } => self.shutdown(grace).await,
@@ -324,7 +338,9 @@ impl StepContext {
             .ask(Message::ClockSet { unix_nanos: 0 }, GREET_DEADLINE)
             .await
             .map_err(passing)?;
-        let seed = self.rooms.random();
+        let seed = self.rooms.random().map_err(|error| StepFailure::Passing {
+            why: format!("no random bytes for the guest: {error}"),
+        })?;
         agent
             .ask(Message::Reseed { seed }, GREET_DEADLINE)
             .await
@@ -354,6 +370,11 @@ impl StepContext {
         let link = self.parts.link.clone().or_else(|| self.rooms.network.link(id));
         if let Some(link) = link {
             link.remove().await.map_err(|error| failure(&error))?;
+        }
+        // After the link: no packet makes an entry again.
+        let addresses = self.remembered.view.addresses;
+        if let Err(why) = self.rooms.proof.forget_flows(addresses).await {
+            tracing::warn!(instance_id = %id, why, "tracked connections are left to age out");
         }
         Ok((Done::Plain, Change::Link(None)))
     }
@@ -398,6 +419,17 @@ impl StepContext {
         })
         .await
         .map(plain)
+    }
+}
+
+/// Drops `making` when it is cut short. What it made is then ended with it, or by the step that empties the
+/// instance's group.
+async fn unless_cut(cut: &Cut, making: impl Future<Output = Outcome>) -> Outcome {
+    tokio::select! {
+        outcome = making => outcome,
+        () = cut.wished() => Err(StepFailure::Passing {
+            why: "it was cut short".to_owned(),
+        }),
     }
 }
 

@@ -101,11 +101,18 @@ pub struct InstanceView {
     pub standbys: u64,
     /// Wakes since creation.
     pub wakes: u64,
-    /// Changes with every change; the etag.
+    /// Grows with every change that this daemon published; orders views, and is not recorded.
     pub revision: u64,
 }
 
 impl InstanceView {
+    /// Names this content: changes with every change that a client can see, beside figures, and is the same
+    /// after a restart of the daemon. Opaque.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        crate::etag::etag(self)
+    }
+
     /// Whether `address` is one of the instance's.
     #[must_use]
     pub fn owns(&self, address: IpAddr) -> bool {

@@ -1,6 +1,8 @@
 //! What was sealed passes; what was changed since does not, with the part and the fault. The random changes, and
 //! the whole way through a recovery, are in `cargo xtask test corruption`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;

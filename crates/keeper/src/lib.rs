@@ -21,8 +21,10 @@
 //! | [`wire`] | the frames |
 //! | [`client`] | the port over the keeper's socket |
 //! | [`server`] | the keeper's side, run by `dormouse-keeper` |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
 pub mod client;
+pub mod codes;
 mod error;
 pub mod holder;
 pub mod server;

@@ -152,6 +152,17 @@ pub trait Fault: std::error::Error + Send + Sync + 'static {
     /// The stable code, in capitals with a prefix for the room: `IMAGE_NOT_FOUND`. Once published
     /// a code keeps its meaning; docs/errors.md lists them all.
     fn code(&self) -> &'static str;
+
+    /// The field of the request that is wrong, as a path such as `standby.idle_timeout`; `None` when it is
+    /// none, or no one field.
+    fn field(&self) -> Option<&str> {
+        None
+    }
+
+    /// The least pause before the same request is sent again, where more is known than the kind's advice.
+    fn retry_after(&self) -> Option<std::time::Duration> {
+        None
+    }
 }
 
 /// The text of an error followed by its causes, for the one place that logs or prints it.

@@ -16,7 +16,11 @@
 //! | [`spec`] | what a caller asks for |
 //! | [`trust`] | what can be wrong with a saved image, and what follows |
 //! | [`error`] | error kinds, stable codes, retry advice |
+//! | [`code`] | what is said of an error code |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
+pub mod code;
+pub mod codes;
 pub mod error;
 pub mod flow;
 pub mod id;

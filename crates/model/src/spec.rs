@@ -145,6 +145,8 @@ impl InstanceSpec {
     pub const MIN_MEMORY: Bytes = Bytes::mib(128);
     /// Most processors; the limit of the microvm machine that is tested.
     pub const MAX_VCPUS: u32 = 16;
+    /// Most bytes of all texts together: a guest is told them in one message, and a record holds them.
+    pub const MAX_TEXT: usize = 256 << 10;
     /// Default grace of a stop.
     pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -162,6 +164,10 @@ impl InstanceSpec {
         if self.disk < Bytes::mib(16) {
             return Err(SpecError::DiskSmall { got: self.disk });
         }
+        let bytes = self.text_bytes();
+        if bytes > Self::MAX_TEXT {
+            return Err(SpecError::TextLarge { got: bytes });
+        }
         for key in self.environment.keys() {
             if key.is_empty() || key.contains(['=', '\0']) {
                 return Err(SpecError::EnvironmentKey { key: key.clone() });
@@ -178,6 +184,21 @@ impl InstanceSpec {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of all texts; each counts a few more, which is what it takes on the way.
+    fn text_bytes(&self) -> usize {
+        const EACH: usize = 8;
+        let pairs = self.environment.iter().chain(&self.labels);
+        self.entrypoint
+            .iter()
+            .chain(&self.command)
+            .chain(pairs.flat_map(|(key, value)| [key, value]))
+            .chain(&self.working_directory)
+            .chain(&self.user)
+            .chain([&self.image])
+            .map(|text| text.len().saturating_add(EACH))
+            .fold(0, usize::saturating_add)
     }
 }
 
@@ -213,6 +234,12 @@ pub enum SpecError {
     NulByte {
         /// What was given.
         text: String,
+    },
+    /// Too much text.
+    #[error("arguments, environment and labels have {got} bytes together: use at most 256KiB")]
+    TextLarge {
+        /// How much was given.
+        got: usize,
     },
     /// Not a MAC address.
     #[error("{text:?} is not a MAC address")]

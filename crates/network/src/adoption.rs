@@ -106,6 +106,39 @@ impl DataPlane {
         })
     }
 
+    /// Takes over the links of workloads without a process, all in one job: what [`DataPlane::adopt`] does for
+    /// [`Expected::Parked`], with one listing of everything instead of questions about each. Returns those
+    /// that could not be taken over, as `adopt` would have refused them.
+    ///
+    /// Permissions to send are left to [`DataPlane::sweep`], which sets all of them at once, before any of
+    /// the workloads can have a process.
+    pub async fn adopt_parked(
+        &self,
+        workloads: Vec<(WorkloadId, Addresses)>,
+    ) -> Vec<(WorkloadId, NetworkError)> {
+        let links = Arc::clone(&self.links);
+        let all = workloads.clone();
+        let work = move |kernel: &mut Kernel| {
+            let left = together(kernel, &links, &workloads)?;
+            Ok(left)
+        };
+        let one_by_one = match self.worker.call(work).await {
+            Ok(left) => left,
+            Err(error) => {
+                let error = dormouse_model::error::chain(&error);
+                tracing::warn!(error, "links are taken over one by one");
+                all
+            }
+        };
+        let mut refused = Vec::new();
+        for (id, addresses) in one_by_one {
+            if let Err(error) = self.adopt(id, addresses, Expected::Parked).await {
+                refused.push((id, error));
+            }
+        }
+        refused
+    }
+
     /// Removes what bears our mark and belongs to no link: taps, routes, entries of the parking
     /// device, permissions to send. Then reports who waits. To be called once all records are
     /// adopted.
@@ -120,6 +153,48 @@ impl DataPlane {
         }
         Ok(swept)
     }
+}
+
+/// Enters the links of workloads of which the kernel has just what a sleeper has, or less; returns the
+/// others. All or nothing when the kernel refuses.
+fn together(
+    kernel: &mut Kernel,
+    links: &Links,
+    workloads: &[(WorkloadId, Addresses)],
+) -> Result<Vec<(WorkloadId, Addresses)>, NetworkError> {
+    let routed = parking_routes(kernel)?;
+    let taps: BTreeSet<String> = (kernel.route.list(&request::list_links())?.iter())
+        .filter_map(|(_, body)| OwnLink::read(body))
+        .map(|link| link.name)
+        .collect();
+    let open: BTreeSet<IpAddr> = (kernel.waiting()?.into_iter())
+        .filter(|entry| entry.valid)
+        .map(|entry| entry.address)
+        .collect();
+    let (mut entries, mut left, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    for &(id, addresses) in workloads {
+        let both = addresses.both();
+        let more = taps.contains(&kernel.config.tap_name(id)) || both.iter().any(|one| open.contains(one));
+        match links.reserve(id, addresses) {
+            Ok(entry) if !more => {
+                entries.push(entry);
+                if !both.iter().all(|address| routed.contains(address)) {
+                    missing.extend(kernel.parking_routes(addresses));
+                }
+            }
+            Ok(entry) => {
+                links.forget(&entry);
+                left.push((id, addresses));
+            }
+            // Said again, with its error, by the one that is asked next.
+            Err(_) => left.push((id, addresses)),
+        }
+    }
+    if let Err(error) = kernel.route.run(&missing) {
+        entries.iter().for_each(|entry| links.forget(entry));
+        return Err(error);
+    }
+    Ok(left)
 }
 
 fn take_over(kernel: &mut Kernel, link: &mut LinkCore, expected: Expected) -> Result<Found, NetworkError> {

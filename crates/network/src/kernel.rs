@@ -89,8 +89,12 @@ impl Kernel {
         let sources = addresses.both().map(|address| (name.as_str(), address));
         self.packet
             .run_bracketed(&sources::allow(&self.config.table_name(), &sources))?;
-        self.route
-            .run(&self.routes(addresses, self.parking, Metric::Parking))
+        self.route.run(&self.parking_routes(addresses))
+    }
+
+    /// The routes of a workload to the parking device.
+    pub(crate) fn parking_routes(&self, addresses: Addresses) -> [Request; 2] {
+        self.routes(addresses, self.parking, Metric::Parking)
     }
 
     fn routes(&self, addresses: Addresses, device: u32, metric: Metric) -> [Request; 2] {

@@ -196,7 +196,8 @@ fn only_questions() -> [FilterInstruction; 4] {
 }
 
 /// The addresses that a datagram asks for on the parking device.
-fn questions(datagram: &[u8], parking: u32) -> Vec<IpAddr> {
+#[must_use]
+pub fn questions(datagram: &[u8], parking: u32) -> Vec<IpAddr> {
     messages(datagram)
         .filter(|message| message.kind == RTM_GETNEIGH)
         .filter_map(|message| Waiting::read(message.body, parking))

@@ -29,6 +29,7 @@
 //! | [`adoption`] | taking over links after a restart, sweeping what nobody owns |
 //! | [`knock`] | the stream of knocks |
 //! | [`limits`] | limits of the host that many sleepers need raised |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 //! | `rules` | the packet rules as text (pure) |
 //! | `registry` | all links |
 //! | `request`, `netlink` | netlink messages (pure), and the socket that carries them |
@@ -36,6 +37,7 @@
 //! | `reaper` | deleting taps, on another |
 
 pub mod adoption;
+pub mod codes;
 pub mod config;
 pub mod error;
 mod kernel;

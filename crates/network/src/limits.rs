@@ -46,7 +46,7 @@ pub fn neighbour_limits() -> Result<[NeighbourLimits; 2], NetworkError> {
     let read = |family| -> Result<NeighbourLimits, NetworkError> {
         let mut thresholds = [0; 3];
         for (threshold, place) in thresholds.iter_mut().zip(1..) {
-            *threshold = read_number(&threshold_path(family, place))?;
+            *threshold = read_limit(&threshold_path(family, place))?;
         }
         Ok(NeighbourLimits { family, thresholds })
     };
@@ -106,7 +106,7 @@ pub fn shortfalls(sleepers: u64) -> Result<Vec<Shortfall>, NetworkError> {
         }
     }
     let path = PathBuf::from("/proc/sys/net/core/netdev_max_backlog");
-    let have = read_number(&path)?;
+    let have = read_limit(&path)?;
     if have < BACKLOG_PACKETS {
         found.push(Shortfall {
             path,
@@ -117,6 +117,27 @@ pub fn shortfalls(sleepers: u64) -> Result<Vec<Shortfall>, NetworkError> {
     Ok(found)
 }
 
+impl NeighbourLimits {
+    /// The most entries that the table takes.
+    #[must_use]
+    pub const fn most(&self) -> u64 {
+        let [_, _, most] = self.thresholds;
+        most
+    }
+}
+
+/// The tables that would be full before every one of `sleepers` had an entry beside the host's own.
+///
+/// # Errors
+/// As [`neighbour_limits`].
+pub fn too_few_neighbours(sleepers: u64) -> Result<Vec<NeighbourLimits>, NetworkError> {
+    let room = sleepers.saturating_add(OWN_NEIGHBOURS / 2);
+    Ok(neighbour_limits()?
+        .into_iter()
+        .filter(|limits| limits.most() < room)
+        .collect())
+}
+
 /// Raises what is too low for `sleepers` workloads; lowers nothing. Returns what it raised.
 ///
 /// # Errors
@@ -124,7 +145,7 @@ pub fn shortfalls(sleepers: u64) -> Result<Vec<Shortfall>, NetworkError> {
 pub fn apply(sleepers: u64) -> Result<Vec<Shortfall>, NetworkError> {
     let found = shortfalls(sleepers)?;
     for shortfall in &found {
-        set(shortfall.path.clone(), &shortfall.need.to_string())?;
+        write_limit(&shortfall.path, shortfall.need)?;
     }
     Ok(found)
 }
@@ -140,7 +161,19 @@ fn threshold_path(family: &str, place: u32) -> PathBuf {
     PathBuf::from(format!("/proc/sys/net/{family}/neigh/default/gc_thresh{place}"))
 }
 
-fn read_number(path: &Path) -> Result<u64, NetworkError> {
+/// Writes a limit.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn write_limit(path: &Path, value: u64) -> Result<(), NetworkError> {
+    set(path.to_owned(), &value.to_string())
+}
+
+/// Reads a limit.
+///
+/// # Errors
+/// When the kernel does not show it, or it is no number.
+pub fn read_limit(path: &Path) -> Result<u64, NetworkError> {
     let text = fs::read_to_string(path).map_err(|source| reading(path, source))?;
     text.trim()
         .parse()

@@ -25,7 +25,7 @@ pub(crate) struct Links {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     pub(crate) by_id: BTreeMap<WorkloadId, Arc<Entry>>,
-    by_address: HashMap<IpAddr, WorkloadId>,
+    by_address: HashMap<IpAddr, Arc<Entry>>,
 }
 
 /// One link: what the thread works on, and what everybody may see without waiting for it.
@@ -61,12 +61,7 @@ impl Links {
     }
 
     pub(crate) fn of_address(&self, address: IpAddr) -> Option<Arc<Entry>> {
-        let registry = self.registry();
-        registry
-            .by_address
-            .get(&address)
-            .and_then(|id| registry.by_id.get(id))
-            .cloned()
+        self.registry().by_address.get(&address).cloned()
     }
 
     /// Enters a new link, parked and without a tap.
@@ -102,7 +97,7 @@ impl Links {
         registry.by_id.insert(id, Arc::clone(&entry));
         registry
             .by_address
-            .extend(addresses.both().map(|address| (address, id)));
+            .extend(addresses.both().map(|address| (address, Arc::clone(&entry))));
         Ok(entry)
     }
 

@@ -29,6 +29,8 @@ pub mod v1 {
     pub use generated::*;
 }
 
+pub mod details;
+
 /// Keys of the metadata that go with requests and with errors.
 pub mod metadata {
     /// With every error: the stable code, in capitals, such as `INSTANCE_NOT_FOUND`.
@@ -37,7 +39,8 @@ pub mod metadata {
     pub const KIND: &str = "dormouse-kind";
     /// With every error: what to do about it, as `dormouse_model::Retry` names it.
     pub const RETRY: &str = "dormouse-retry";
-    /// With every error: the id by which the daemon's log names the request.
+    /// With a request, at the caller's choice: 1 to 64 printable characters by which the daemon's log shall name
+    /// it. With every answer, in its header and its trailers: that id, or the one that the daemon gave it.
     pub const REQUEST_ID: &str = "dormouse-request-id";
 }
 

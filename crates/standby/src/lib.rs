@@ -47,6 +47,7 @@
 //! deadline. A deadline that has passed goes first, however many inputs wait. `examples/embed.rs` is the
 //! whole of it without threads.
 
+pub mod codes;
 mod config;
 mod counters;
 mod deadline;

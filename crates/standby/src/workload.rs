@@ -183,6 +183,11 @@ impl Workload {
         self.policy().is_some() && self.view.addresses.is_some()
     }
 
+    /// Whether its flows are followed and it runs, so that a flow that was missed would matter.
+    pub(crate) fn is_followed_awake(&self) -> bool {
+        self.is_followed() && runs(self.view.state)
+    }
+
     /// Whether a sleep that the engine asked for runs.
     pub(crate) const fn is_put_to_sleep(&self) -> bool {
         matches!(self.act, Act::Sleeping { .. })

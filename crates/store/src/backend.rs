@@ -1,17 +1,24 @@
 //! The port that a [`crate::Store`] is put on: bytes by kind and key, changed in atomic, durable
 //! groups. It knows nothing of what the bytes mean but their frame.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use async_trait::async_trait;
 
 pub use crate::batch::Change;
 use crate::error::StoreError;
-use crate::record::{Damage, Key, RecordKind};
+use crate::record::{Damage, Key, RecordKind, open_frame};
 
 /// What a check of everything found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Records whose sum is right.
+    /// Records whose sum is right, newer ones included.
     pub sound: u64,
+    /// The same by kind; kinds without records are left out.
+    pub kinds: BTreeMap<RecordKind, u64>,
+    /// Sound records of a newer version than this program knows.
+    pub newer: Vec<Newer>,
     /// Records whose sum is wrong, still in their place.
     pub damaged: Vec<Damage>,
     /// Records that were set aside earlier.
@@ -22,15 +29,57 @@ pub struct Report {
     pub layout_faults: Vec<String>,
 }
 
+/// A record of a newer program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newer {
+    /// Its kind.
+    pub kind: RecordKind,
+    /// Its key.
+    pub key: Key,
+    /// Its version.
+    pub found: u8,
+    /// The newest that is known here.
+    pub known: u8,
+}
+
 impl Report {
     /// Whether nothing was found wrong.
     #[must_use]
     pub const fn is_sound(&self) -> bool {
         self.damaged.is_empty()
+            && self.newer.is_empty()
             && self.set_aside.is_empty()
             && self.unknown_kinds.is_empty()
             && self.layout_faults.is_empty()
     }
+
+    /// Counts the record under `key`.
+    pub(crate) fn take(&mut self, kind: RecordKind, key: Key, bytes: &[u8]) {
+        let found = match open_frame(kind, &key, bytes) {
+            Ok((version, _)) => version,
+            Err(reason) => return self.damaged.push(Damage { kind, key, reason }),
+        };
+        self.sound += 1;
+        *self.kinds.entry(kind).or_default() += 1;
+        let known = kind.newest_version();
+        if found > known {
+            self.newer.push(Newer {
+                kind,
+                key,
+                found,
+                known,
+            });
+        }
+    }
+}
+
+/// What was copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Sound records.
+    pub records: u64,
+    /// The size of the copy.
+    pub bytes: u64,
 }
 
 /// Where records are kept.
@@ -56,4 +105,11 @@ pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
 
     /// Reads everything and says what is wrong. Changes nothing.
     async fn check(&self) -> Result<Report, StoreError>;
+
+    /// Removes what was set aside under `key`, and nothing else; says whether there was something.
+    async fn discard(&self, kind: RecordKind, key: Key) -> Result<bool, StoreError>;
+
+    /// Copies everything to a new file at `to`, which must not be there, and checks the copy. Commits wait
+    /// meanwhile.
+    async fn back_up(&self, to: &Path) -> Result<Tally, StoreError>;
 }

@@ -32,6 +32,18 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
+    /// The database is not what was written. Nothing was changed by finding out.
+    #[error(
+        "the store {} is damaged ({found}); nothing was changed: keep its files, and put a backup in their \
+         place (runbook: the store is damaged)",
+        path.display()
+    )]
+    DatabaseDamaged {
+        /// The database.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
     /// A newer program has changed the tables.
     #[error("the store {} has layout {found}, this program knows {known}: use the newer program", path.display())]
     LayoutNewer {
@@ -86,9 +98,10 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
-    /// A flush failed. The kernel forgets such errors and may have dropped the data, so nothing that
-    /// the store says can be trusted until it is opened again.
-    #[error("the store lost a write and refuses to go on")]
+    /// A write or a flush failed. Nothing was changed, unless the process ends before the disk takes
+    /// writes again: then the change may be found. Every later change begins with writing again what the
+    /// kernel may have dropped; reading goes on.
+    #[error("the disk under the store fails: nothing was changed")]
     Broken {
         /// The failure.
         #[source]
@@ -100,6 +113,29 @@ pub enum StoreError {
         /// Why.
         #[source]
         source: Cause,
+    },
+    /// A copy is not made over something.
+    #[error("there is something at {} already", path.display())]
+    BackupExists {
+        /// Where the copy was to be.
+        path: PathBuf,
+    },
+    /// A copy could not be made or is not right.
+    #[error("copying the store to {}", path.display())]
+    Backup {
+        /// Where the copy was to be.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// Nothing was set aside under that key.
+    #[error("no {kind} record {key} was set aside")]
+    NotSetAside {
+        /// The kind.
+        kind: RecordKind,
+        /// The key as text.
+        key: String,
     },
     /// No answer in time. The change may still be made.
     #[error("the store did not answer within {} ms", after.as_millis())]
@@ -121,9 +157,13 @@ impl Fault for StoreError {
         match self {
             Self::Locked { .. } | Self::Open { .. } | Self::Broken { .. } | Self::Closed => Kind::Unavailable,
             Self::LayoutNewer { .. } | Self::RecordNewer { .. } => Kind::Unsupported,
-            Self::Damaged(_) => Kind::Corrupt,
+            Self::Damaged(_) | Self::DatabaseDamaged { .. } => Kind::Corrupt,
+            Self::BackupExists { .. } => Kind::Exists,
+            Self::NotSetAside { .. } => Kind::NotFound,
             Self::KeyUnusable { .. } => Kind::Invalid,
-            Self::Read { .. } | Self::Commit { .. } | Self::Check { .. } => Kind::Unavailable,
+            Self::Read { .. } | Self::Commit { .. } | Self::Check { .. } | Self::Backup { .. } => {
+                Kind::Unavailable
+            }
             Self::Full { .. } => Kind::Exhausted,
             Self::Slow { .. } => Kind::Timeout,
         }
@@ -133,6 +173,10 @@ impl Fault for StoreError {
         match self {
             Self::Locked { .. } => "STORE_LOCKED",
             Self::Open { .. } => "STORE_OPEN_FAILED",
+            Self::DatabaseDamaged { .. } => "STORE_DAMAGED",
+            Self::BackupExists { .. } => "STORE_BACKUP_EXISTS",
+            Self::Backup { .. } => "STORE_BACKUP_FAILED",
+            Self::NotSetAside { .. } => "STORE_NOT_SET_ASIDE",
             Self::LayoutNewer { .. } => "STORE_LAYOUT_NEWER",
             Self::RecordNewer { .. } => "STORE_RECORD_NEWER",
             Self::Damaged(_) => "STORE_RECORD_DAMAGED",

@@ -24,16 +24,18 @@
 //! | [`backend`] | the port that a store is put on |
 //! | [`memory`] | a store in memory, for tests |
 //! | [`sqlite`] | the store on disk: embedded SQLite |
+//! | [`codes`] | the codes of its errors, with meaning and advice |
 
 pub mod backend;
 mod batch;
+pub mod codes;
 mod error;
 pub mod memory;
 pub mod record;
 pub mod sqlite;
 mod store;
 
-pub use backend::{Backend, Report};
+pub use backend::{Backend, Newer, Report, Tally};
 pub use batch::Batch;
 pub use error::{Cause, StoreError};
 pub use record::{Damage, DamageReason, Key, Record, RecordKind};

@@ -1,13 +1,14 @@
 //! A store in memory: the same promises but durability, for tests and simulations.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use crate::backend::{Backend, Change, Report};
+use crate::backend::{Backend, Change, Report, Tally};
 use crate::error::StoreError;
-use crate::record::{Damage, Key, RecordKind, open_frame};
+use crate::record::{Damage, Key, RecordKind};
 
 /// Where a record is kept.
 type Place = (RecordKind, Key);
@@ -90,15 +91,19 @@ impl Backend for MemoryBackend {
             ..Report::default()
         };
         for ((kind, key), bytes) in &content.records {
-            match open_frame(*kind, key, bytes) {
-                Ok(_) => report.sound += 1,
-                Err(reason) => report.damaged.push(Damage {
-                    kind: *kind,
-                    key: key.clone(),
-                    reason,
-                }),
-            }
+            report.take(*kind, key.clone(), bytes);
         }
         Ok(report)
+    }
+
+    async fn discard(&self, kind: RecordKind, key: Key) -> Result<bool, StoreError> {
+        Ok(self.content().aside.remove(&(kind, key)).is_some())
+    }
+
+    async fn back_up(&self, to: &Path) -> Result<Tally, StoreError> {
+        Err(StoreError::Backup {
+            path: to.to_owned(),
+            source: Arc::new(std::io::Error::from(std::io::ErrorKind::Unsupported)),
+        })
     }
 }

@@ -6,7 +6,10 @@
 //! little more than one of them.
 
 mod database;
+mod inspection;
 mod lock;
+mod log;
+mod opening;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -16,7 +19,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::backend::{Backend, Change, Report};
+use crate::backend::{Backend, Change, Report, Tally};
 use crate::error::StoreError;
 use crate::record::{Damage, Key, RecordKind};
 use writer::{Request, Writer};
@@ -53,7 +56,7 @@ pub struct SqliteBackend {
 }
 
 impl SqliteBackend {
-    /// Opens the database at `path`, or makes it; its directory must exist. Beside it there will be
+    /// Opens the database at `path`, or makes it; its directory must exist and be durable. Beside it there will be
     /// `PATH.lock`, `PATH-wal` and, while it is open, perhaps `PATH-shm`.
     ///
     /// # Errors
@@ -111,6 +114,15 @@ impl SqliteBackend {
     }
 }
 
+/// Checks a store that nobody has open, a backup for instance. Changes nothing. Blocking.
+///
+/// # Errors
+/// When somebody has it open, when its layout is newer, or when it is so damaged that its records cannot be
+/// read; single damaged records are in the report.
+pub fn inspect(path: &Path) -> Result<Report, StoreError> {
+    inspection::inspect(path)
+}
+
 impl Drop for SqliteBackend {
     fn drop(&mut self) {
         // Closing the queue is what ends the thread.
@@ -147,5 +159,14 @@ impl Backend for SqliteBackend {
 
     async fn check(&self) -> Result<Report, StoreError> {
         self.ask(|answer| Request::Check { answer }).await
+    }
+
+    async fn discard(&self, kind: RecordKind, key: Key) -> Result<bool, StoreError> {
+        self.ask(|answer| Request::Discard { kind, key, answer }).await
+    }
+
+    async fn back_up(&self, to: &Path) -> Result<Tally, StoreError> {
+        let to = to.to_owned();
+        self.ask(|answer| Request::BackUp { to, answer }).await
     }
 }

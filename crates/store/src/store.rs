@@ -3,18 +3,25 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Report};
+use tokio::sync::broadcast;
+
+use crate::backend::{Backend, Report, Tally};
 use crate::batch::{Batch, check_key};
 use crate::error::StoreError;
 use crate::memory::MemoryBackend;
-use crate::record::{Damage, Decoded, Key, Record, decode};
+use crate::record::{Damage, Decoded, Key, Record, RecordKind, decode};
 use crate::sqlite::{Options, SqliteBackend};
 
 /// Durable records. Cheap to clone; the last clone's drop closes the store.
 #[derive(Debug, Clone)]
 pub struct Store {
     backend: Arc<dyn Backend>,
+    /// Told of every record that is set aside.
+    aside: broadcast::Sender<Damage>,
 }
+
+/// Records set aside that a slow listener may be behind.
+const NOTICES: usize = 64;
 
 /// All records of a kind.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +52,14 @@ impl Store {
     pub fn on(backend: impl Backend) -> Self {
         Self {
             backend: Arc::new(backend),
+            aside: broadcast::Sender::new(NOTICES),
         }
+    }
+
+    /// Records that are set aside from now on, as it happens.
+    #[must_use]
+    pub fn notices(&self) -> broadcast::Receiver<Damage> {
+        self.aside.subscribe()
     }
 
     /// Keeps `record` under `key`, in place of what is there; returns when that is durable.
@@ -109,7 +123,7 @@ impl Store {
     /// or when they cannot be read.
     pub async fn list<R: Record>(&self) -> Result<Listing<R>, StoreError> {
         let mut records = Vec::new();
-        let mut fresh = Vec::new();
+        let (mut fresh, mut found) = (Vec::new(), Vec::new());
         for (key, bytes) in self.backend.read_all(R::KIND).await? {
             match decode::<R>(&key, &bytes) {
                 Decoded::Record(record) => records.push((key, record)),
@@ -128,9 +142,18 @@ impl Store {
             for (damage, _) in &fresh {
                 tracing::error!(kind = %damage.kind, key = %damage.key, reason = damage.reason.as_str(), "record set aside");
             }
+            let told: Vec<Damage> = fresh.iter().map(|(damage, _)| damage.clone()).collect();
             self.backend.set_aside(fresh).await?;
+            for damage in &told {
+                // Nobody need listen.
+                let _ = self.aside.send(damage.clone());
+            }
+            found = told;
         }
-        let damaged = self.backend.aside(R::KIND).await?;
+        let mut damaged = self.backend.aside(R::KIND).await?;
+        // A record whose key is damaged may be out of its order, where no search finds it: it stays.
+        found.retain(|damage| !damaged.contains(damage));
+        damaged.append(&mut found);
         Ok(Listing { records, damaged })
     }
 
@@ -140,6 +163,37 @@ impl Store {
     /// When the store cannot be read at all.
     pub async fn check(&self) -> Result<Report, StoreError> {
         self.backend.check().await
+    }
+
+    /// Removes the record of `kind` that was set aside under a key with this text, for good.
+    ///
+    /// # Errors
+    /// When nothing was set aside under it, or it could not be removed.
+    pub async fn discard(&self, kind: RecordKind, key: &str) -> Result<(), StoreError> {
+        let aside = self.backend.aside(kind).await?;
+        let found = aside.into_iter().find(|damage| damage.key.to_string() == key);
+        let gone = match found {
+            Some(damage) => self.backend.discard(kind, damage.key).await?,
+            None => false,
+        };
+        if gone {
+            tracing::warn!(%kind, key, "record that was set aside removed");
+            return Ok(());
+        }
+        Err(StoreError::NotSetAside {
+            kind,
+            key: key.to_owned(),
+        })
+    }
+
+    /// Copies everything to a new store at `to` while this one serves, and checks the copy. Changes wait
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// When there is something at `to`, or the copy could not be made or is not right; then nothing is
+    /// there.
+    pub async fn back_up(&self, to: &Path) -> Result<Tally, StoreError> {
+        self.backend.back_up(to).await
     }
 }
 

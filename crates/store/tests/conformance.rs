@@ -72,6 +72,12 @@ impl Backend for Shared {
     async fn check(&self) -> Result<dormouse_store::Report, StoreError> {
         self.0.check().await
     }
+    async fn discard(&self, kind: RecordKind, key: Key) -> Result<bool, StoreError> {
+        self.0.discard(kind, key).await
+    }
+    async fn back_up(&self, to: &std::path::Path) -> Result<dormouse_store::Tally, StoreError> {
+        self.0.back_up(to).await
+    }
 }
 
 async fn raw(shared: &Shared, key: &str, value: Vec<u8>) {

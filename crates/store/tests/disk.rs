@@ -77,7 +77,7 @@ async fn what_is_no_database_is_refused_and_kept() {
     let text = "certainly not a database, and longer than its header would be: ".repeat(4);
     std::fs::write(&path, &text).unwrap();
     let error = Store::open(&path).await.unwrap_err();
-    assert_eq!(error.code(), "STORE_OPEN_FAILED");
+    assert_eq!(error.code(), "STORE_DAMAGED");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     let error = Store::open(&directory.path().join("absent/records.db"))
         .await

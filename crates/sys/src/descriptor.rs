@@ -115,6 +115,22 @@ pub fn take_passed() -> io::Result<Vec<OwnedFd>> {
     Ok(passed)
 }
 
+/// A descriptor of our own for what number `raw` is open on: how a program takes what its command line
+/// names by number. Closed on exec; the number itself stays open.
+///
+/// # Errors
+/// `EBADF` when nothing is open there.
+pub fn inherited(raw: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel checks the number and makes a new descriptor; nothing is closed, so whoever owns
+    // `raw` keeps it.
+    let copy = unsafe { libc::fcntl(raw, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and known to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// How many descriptors were passed to the process `own`; `None` when none were, or to another one.
 fn passed_count(pid: Option<String>, count: Option<String>, own: u32) -> io::Result<Option<RawFd>> {
     let (Some(pid), Some(count)) = (pid, count) else {

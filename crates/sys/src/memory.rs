@@ -9,16 +9,86 @@
     reason = "this crate wraps system calls; every block carries its proof"
 )]
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
 
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::uio::RemoteIoVec;
 
 /// The size of a page on every machine that we run on.
 pub const PAGE: u64 = 4096;
+
+/// A file mapped into this process, for programs that stand in for a virtual machine monitor.
+#[derive(Debug)]
+pub struct FileMap {
+    start: NonNull<c_void>,
+    length: NonZeroUsize,
+}
+
+impl FileMap {
+    /// Maps the first `length` bytes of `file`, which must stay that long: shared, so that writes reach
+    /// the file, or privately.
+    ///
+    /// # Errors
+    /// As `mmap(2)`; `InvalidInput` for no bytes.
+    pub fn new(file: impl AsFd, length: usize, shared: bool) -> io::Result<Self> {
+        let length = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = if shared {
+            MapFlags::MAP_SHARED
+        } else {
+            MapFlags::MAP_PRIVATE
+        };
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice: no memory of ours changes.
+        let start = unsafe { mmap(None, length, access, flags, file, 0) }?;
+        Ok(Self { start, length })
+    }
+
+    fn place(&self, at: usize, bytes: usize) -> io::Result<*mut u8> {
+        let end = at.checked_add(bytes).ok_or(io::ErrorKind::InvalidInput)?;
+        if end > self.length.get() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(self.start.as_ptr().cast::<u8>().wrapping_add(at))
+    }
+
+    /// Copies bytes from `at` on into `buffer`.
+    ///
+    /// # Errors
+    /// `InvalidInput` beyond the end.
+    pub fn read(&self, at: usize, buffer: &mut [u8]) -> io::Result<()> {
+        let from = self.place(at, buffer.len())?;
+        // SAFETY: `place` has checked that so many bytes from there are mapped, which they stay as long as
+        // `self` lives; no reference into the mapping is ever made, so `buffer` is elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), buffer.as_mut_ptr(), buffer.len()) };
+        Ok(())
+    }
+
+    /// Copies `bytes` to `at`.
+    ///
+    /// # Errors
+    /// `InvalidInput` beyond the end.
+    pub fn write(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        let to = self.place(at, bytes.len())?;
+        // SAFETY: as in `read`.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+}
+
+impl Drop for FileMap {
+    fn drop(&mut self) {
+        // SAFETY: ours alone, mapped in `new` with this length, and no reference into it exists.
+        let unmapped = unsafe { munmap(self.start, self.length.get()) };
+        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+    }
+}
 
 /// One mapping of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,6 +274,14 @@ pub fn read_process(pid: u32, address: u64, buffer: &mut [u8]) -> io::Result<()>
         done += got;
     }
     Ok(())
+}
+
+/// Gives memory that was freed back to the kernel: after a start that looked at much, or a long listing.
+/// Blocks for some milliseconds.
+pub fn give_back_freed() {
+    // SAFETY: takes no pointer and touches only free blocks, under the allocator's own locks
+    // (malloc_trim(3)).
+    let _gave_any = unsafe { libc::malloc_trim(0) };
 }
 
 /// Asks the kernel to page out `ranges` of the process behind `pidfd` (`MADV_PAGEOUT`): to swap, or back

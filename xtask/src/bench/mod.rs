@@ -5,6 +5,7 @@ pub(crate) mod connections;
 pub(crate) mod nap_wake;
 mod qmp;
 mod rival;
+pub(crate) mod sleepers;
 pub(crate) mod standby;
 pub(crate) mod storm;
 pub(crate) mod wake_storm;

@@ -54,11 +54,22 @@ impl Daemon {
     }
 }
 
-/// The counts that must stay 0.
-const COUNTS: [&str; 4] = ["syn_retransmits", "lost", "tap_drops", "guest_checksum_errors"];
+/// The counts that must stay 0, and the one that a wake of over a second, which is no fault of ours on a
+/// machine that is busy with something else, makes the clients raise.
+const COUNTS: [&str; 3] = ["lost", "tap_drops", "guest_checksum_errors"];
+const TIMED_COUNT: &str = "syn_retransmits";
+
+/// What is judged: a test looks at what no busy machine can change, a bench at times too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// Nothing is lost.
+    Losses,
+    /// Nothing is lost, and nothing was late.
+    LossesAndTimes,
+}
 
 /// Runs `repetitions` storms of each half.
-pub(crate) fn run(repetitions: usize, json: Option<&Path>) -> Result<ExitCode> {
+pub(crate) fn run(repetitions: usize, judged: Judged, json: Option<&Path>) -> Result<ExitCode> {
     let parts = Parts::ready(Need::Guests)?;
     storm::allow_sockets(16_384)?;
     let mut lab = Lab::start(parts)?;
@@ -73,7 +84,7 @@ pub(crate) fn run(repetitions: usize, json: Option<&Path>) -> Result<ExitCode> {
     };
     let guest = lab.run_server(&spec)?;
     for daemon in [Daemon::Alive, Daemon::Killed] {
-        half(&mut lab, &guest, daemon, repetitions, &mut figures)?;
+        half(&mut lab, &guest, daemon, repetitions, judged, &mut figures)?;
     }
     end(lab, &mut figures, "A.3")?;
     figures.finish(json)
@@ -85,6 +96,7 @@ fn half(
     guest: &Guest,
     daemon: Daemon,
     repetitions: usize,
+    judged: Judged,
     figures: &mut Figures,
 ) -> Result<()> {
     let (mut connect, mut first_byte, mut sent) =
@@ -114,7 +126,7 @@ fn half(
             report.lost,
             report.retransmits.syn,
         );
-        figures.count(&daemon.count("syn_retransmits"), report.retransmits.syn);
+        figures.count(&daemon.count(TIMED_COUNT), report.retransmits.syn);
         figures.count(&daemon.count("lost"), report.lost);
         figures.count(&daemon.count("tap_drops"), drops);
         figures.count(&daemon.count("broken_connections"), report.broken);
@@ -148,16 +160,26 @@ fn half(
                 .param("pings", PINGS),
         );
     }
+    if daemon == Daemon::Killed {
+        figures.count("daemon_starts_refused", refused);
+    }
+    judge(figures, daemon, judged, &sent);
+    Ok(())
+}
+
+/// Adds the checks of a half.
+fn judge(figures: &mut Figures, daemon: Daemon, judged: Judged, sent: &Samples) {
     for name in COUNTS {
         figures.check_count("A.3", &daemon.count(name), 0);
     }
     if daemon == Daemon::Killed {
-        figures.count("daemon_starts_refused", refused);
         figures.check_count("A.3", "daemon_starts_refused", 0);
     }
-    let what = format!("sent within, daemon {}", daemon.word());
-    figures.check_at_most("A.3", &what, sent.quantile(1.0), SEND_LIMIT_MS, "ms");
-    Ok(())
+    if judged == Judged::LossesAndTimes {
+        figures.check_count("A.3", &daemon.count(TIMED_COUNT), 0);
+        let what = format!("sent within, daemon {}", daemon.word());
+        figures.check_at_most("A.3", &what, sent.quantile(1.0), SEND_LIMIT_MS, "ms");
+    }
 }
 
 fn plan(guest: &Guest) -> Storm {

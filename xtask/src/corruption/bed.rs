@@ -12,6 +12,7 @@ use dormouse_cgroup::Hierarchy;
 use dormouse_hypervisor::fake::FakeDriver;
 use dormouse_hypervisor::{Driver as _, KeptPrograms};
 use dormouse_image::ImageError;
+use dormouse_instance::ledger::{Floors, Ledger};
 use dormouse_instance::machine::{BootId, Removal};
 use dormouse_instance::rooms::{Clock, Gateways, GuestCommand, IdleProof, Layout};
 use dormouse_instance::view::{InstanceView, SnapshotView};
@@ -258,6 +259,7 @@ impl Bed {
             vmm_namespace: Arc::clone(&self.vmm_namespace),
             cgroups: self.cgroups.clone(),
             proof: Arc::new(Idle),
+            ledger: Arc::new(Ledger::new(Floors::NONE, &layout.data, &layout.ram)),
             layout: layout.clone(),
             clock: Arc::new(Clock),
             boot_id: boot.to_owned(),

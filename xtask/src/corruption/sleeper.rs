@@ -22,7 +22,7 @@ use dormouse_model::policy::PolicySetting;
 use dormouse_model::spec::Placement;
 use dormouse_model::{Addresses, Bytes, Generation, InstanceSpec, OnLostMemory, State, WallTime, WorkloadId};
 use dormouse_store::backend::Change;
-use dormouse_store::record::encode;
+use dormouse_store::record::{encode, encode_body};
 use dormouse_store::{Key, RecordKind};
 
 use super::change::{Case, Kind, Part, changed, flip};
@@ -381,17 +381,8 @@ impl Sleeper {
 fn newer_record(key: &Key, record: &InstanceRecord) -> Vec<u8> {
     use prost::Message as _;
 
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct Newer {
-        #[prost(bytes = "vec", tag = "1")]
-        id: Vec<u8>,
-    }
-    impl dormouse_store::Record for Newer {
-        const KIND: RecordKind = RecordKind::Instance;
-        const VERSION: u8 = InstanceRecord::VERSION + 1;
-    }
-    let newer = Newer::decode(record.encode_to_vec().as_slice()).unwrap_or_default();
-    encode(key, &newer)
+    let version = <InstanceRecord as dormouse_store::Record>::VERSION + 1;
+    encode_body(RecordKind::Instance, key, version, &record.encode_to_vec())
 }
 
 fn new_file(path: &Path, length: u64) -> Result<File> {

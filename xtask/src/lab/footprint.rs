@@ -1,7 +1,6 @@
 //! Everything that a lab leaves on the machine, and how it goes away: known from three names only, so
 //! that it can be removed at any moment, also by the thread that hears Ctrl-C.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -43,8 +42,8 @@ pub(crate) struct Footprint {
     pub uids: Range<u32>,
     /// The daemon, while there is one.
     pub daemon: Mutex<Option<Child>>,
-    /// Ids of instances that were made: names of control groups bear them.
-    pub instances: Mutex<BTreeSet<String>>,
+    /// Settings of the host that were changed, and what they were.
+    pub settings: Mutex<Vec<(PathBuf, String)>>,
 }
 
 /// The value, also when a thread panicked with it: removing must go on.
@@ -54,18 +53,22 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Footprint {
     /// Names everything after this process, and has Ctrl-C remove it.
-    pub(crate) fn claim() -> Result<Arc<Self>> {
+    pub(crate) fn claim(uids: u32) -> Result<Arc<Self>> {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let name = format!("dormouse-lab-{}-{number}", std::process::id());
-        // Above the default range of the daemon; 64 ids a lab, chosen by the process id.
-        let first = 0x1000_0000 + (std::process::id() % 100_000) * 1024 + (number % 16) * 64;
+        // Above the default range of the daemon, chosen by the process id.
+        let first = if uids <= 64 {
+            0x1000_0000 + (std::process::id() % 100_000) * 1024 + (number % 16) * 64
+        } else {
+            0x2000_0000 + (std::process::id() % 8192) * 0x1_0000
+        };
         let footprint = Arc::new(Self {
             data: Path::new("/var/tmp").join(&name),
             run: Path::new("/run").join(&name),
-            uids: first..first + 64,
+            uids: first..first + uids,
             daemon: Mutex::new(None),
-            instances: Mutex::new(BTreeSet::new()),
+            settings: Mutex::new(Vec::new()),
         });
         for directory in [&footprint.data, &footprint.run] {
             fs::create_dir(directory).with_context(|| format!("making {}", directory.display()))?;
@@ -92,6 +95,10 @@ impl Footprint {
                 problems.push(format!("{what}: {error:#}"));
             }
         };
+        for (path, value) in locked(&self.settings).drain(..) {
+            let what = format!("setting {} back to {value}", path.display());
+            note(&what, fs::write(&path, &value).map_err(Into::into));
+        }
         note("removing the instances", self.delete_instances());
         note("stopping the daemon", self.stop_daemon());
         note("ending what runs still", self.end_processes());
@@ -292,33 +299,30 @@ impl Footprint {
         Ok(())
     }
 
-    /// Control groups that bear the name of an instance of ours, in every mounted hierarchy.
-    fn groups(&self) -> Result<Vec<PathBuf>> {
-        let ids = locked(&self.instances).clone();
+    /// The control groups of the lab's daemon, the deepest first: its own bears the FNV-1a hash of the data
+    /// directory's path, in whichever hierarchy it chose.
+    pub(crate) fn groups(&self) -> Result<Vec<PathBuf>> {
+        let bytes = self.data.as_os_str().as_encoded_bytes().iter();
+        let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
+        let name = format!("dormouse-{hash:08x}");
         let text = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
-        let mut found = Vec::new();
-        for line in text.lines() {
-            let Some((before, after)) = line.split_once(" - cgroup") else {
-                continue;
-            };
-            let (Some(at), true) = (before.split(' ').nth(4), after.starts_with(['2', ' '])) else {
-                continue;
-            };
-            let mut open = vec![(PathBuf::from(at), 0)];
-            while let Some((directory, depth)) = open.pop() {
-                for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                    if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                        continue;
-                    }
-                    let name = entry.file_name().to_string_lossy().into_owned();
-                    if ids.iter().any(|id| name.contains(id.as_str())) {
-                        found.push(entry.path());
-                    } else if depth < 3 {
-                        open.push((entry.path(), depth + 1));
-                    }
-                }
-            }
+        let mut found: Vec<PathBuf> = text
+            .lines()
+            .filter(|line| line.contains(" - cgroup"))
+            .filter_map(|line| line.split(' ').nth(4))
+            .map(|at| Path::new(at).join(&name))
+            .filter(|path| path.is_dir())
+            .collect();
+        let mut looked = 0;
+        while let Some(directory) = found.get(looked).cloned() {
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            found.extend(folders.map(|entry| entry.path()));
+            looked += 1;
         }
+        found.reverse();
         Ok(found)
     }
 
@@ -399,7 +403,7 @@ mod tests {
             println!("skipped: what_was_made_is_counted_and_goes: not root");
             return;
         }
-        let footprint = Footprint::claim().unwrap();
+        let footprint = Footprint::claim(64).unwrap();
         drop(Namespace::create_at(&footprint.namespace("host")).unwrap());
         let left = footprint.census().unwrap();
         assert!(left.iter().any(|line| line.starts_with("mount ")), "{left:?}");

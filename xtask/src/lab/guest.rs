@@ -7,7 +7,6 @@ use anyhow::{Context, Result, ensure};
 use dormouse_client::v1::{self, InstanceState, MemoryPlacement};
 use dormouse_sys::pidfd::PidFd;
 
-use super::footprint::locked;
 use super::measure::{ask, ask_for_line};
 use super::{Lab, ms_between, tick, wait_exit};
 
@@ -96,7 +95,6 @@ impl Lab {
         let made = self
             .call(|client| async move { Ok(client.instances().create_instance(request).await?.into_inner()) })
             .with_context(|| format!("creating {}\n{}", spec.name, self.log_tail()))?;
-        locked(&self.footprint.instances).insert(made.id.clone());
         let addresses = made.addresses.context("an instance without addresses")?;
         let guest = Guest {
             id: made.id,

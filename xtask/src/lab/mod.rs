@@ -6,6 +6,7 @@
 //!       fd99::11-18/64     veth        fd99::1/64
 //! ```
 
+mod copies;
 mod counters;
 mod footprint;
 mod guest;
@@ -13,6 +14,7 @@ mod link;
 mod measure;
 mod memory;
 mod oci;
+mod parts;
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -30,8 +32,7 @@ use dormouse_sys::pidfd::PidFd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::runtime::Runtime;
 
-use crate::build;
-use crate::setup::{self, GuestKernel, Need};
+use crate::chaos::gather::Site;
 use footprint::{Footprint, locked};
 
 pub(crate) use counters::{Retransmits, checksum_errors, dropped_by_devices};
@@ -41,6 +42,7 @@ pub(crate) use link::Links;
 pub(crate) use measure::{Answer, ask, ask_for_line, http_get};
 pub(crate) use memory::{Held, cpu_ms, drop_cached, wait_given_back, zram_bytes};
 pub(crate) use oci::{ImageFile, ImageRun, write_archive};
+pub(crate) use parts::{Parts, Settings};
 
 /// How long the daemon may take until its socket answers.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -91,42 +93,6 @@ pub(crate) fn ms_between(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64() * 1e3
 }
 
-/// What a lab is made of.
-#[derive(Debug, Clone)]
-pub(crate) struct Parts {
-    kernel: GuestKernel,
-    daemon: PathBuf,
-    agent: PathBuf,
-    server: PathBuf,
-}
-
-impl Parts {
-    /// Installs and builds what is missing, saying what.
-    pub(crate) fn ready(need: Need) -> Result<Self> {
-        ensure!(setup::is_root(), "guests, namespaces and taps take root");
-        let kernel = setup::ensure_ready(need)?;
-        println!("building (release)");
-        let programs = build::binaries()?;
-        let guest = build::guest_binaries()?;
-        Ok(Self {
-            kernel,
-            daemon: programs.join("dormoused"),
-            agent: guest.agent,
-            server: guest.server,
-        })
-    }
-
-    /// The kernel that guests boot.
-    pub(crate) fn kernel(&self) -> &GuestKernel {
-        &self.kernel
-    }
-
-    /// The server that benches talk to, linked statically.
-    pub(crate) fn server(&self) -> &Path {
-        &self.server
-    }
-}
-
 /// A private daemon and its network. Dropping it removes everything.
 #[derive(Debug)]
 pub(crate) struct Lab {
@@ -134,6 +100,8 @@ pub(crate) struct Lab {
     parts: Parts,
     runtime: Runtime,
     client: Option<Client>,
+    /// Where a daemon with fault points tells that it has reached one.
+    fault_socket: Option<PathBuf>,
 }
 
 impl Drop for Lab {
@@ -148,22 +116,34 @@ impl Drop for Lab {
 impl Lab {
     /// Makes the namespaces and starts the daemon; returns when it answers.
     pub(crate) fn start(parts: Parts) -> Result<Self> {
-        let footprint = Footprint::claim()?;
+        Self::start_with(parts, &Settings::USUAL)
+    }
+
+    /// The same with settings of its own.
+    pub(crate) fn start_with(parts: Parts, settings: &Settings) -> Result<Self> {
+        let mut lab = Self::prepare(parts, settings)?;
+        lab.start_daemon()?;
+        Ok(lab)
+    }
+
+    /// Makes the namespaces and what the daemon needs, without starting it.
+    pub(crate) fn prepare(parts: Parts, settings: &Settings) -> Result<Self> {
+        let footprint = Footprint::claim(settings.uids)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .context("starting a runtime")?;
-        let mut lab = Self {
+        let lab = Self {
             footprint,
             parts,
             runtime,
             client: None,
+            fault_socket: None,
         };
         lab.make_network().context("making the lab's network")?;
         lab.place_kernel().context("placing the guest kernel")?;
-        lab.write_config()?;
-        lab.start_daemon()?;
+        lab.write_config(settings)?;
         Ok(lab)
     }
 
@@ -201,12 +181,18 @@ impl Lab {
         Ok(())
     }
 
-    fn write_config(&self) -> Result<()> {
+    fn write_config(&self, settings: &Settings) -> Result<()> {
         let footprint = &self.footprint;
+        let pool = settings.ipv4_pool.as_ref();
+        let pool = pool.map_or_else(String::new, |pool| format!("ipv4_pool = {pool:?}\n"));
+        let monitor = settings.monitor.as_ref();
+        let monitor = monitor.map_or_else(String::new, |program| {
+            format!("qemu = {program:?}\naccelerator = \"emulation\"\n")
+        });
         let text = format!(
             "data_directory = {:?}\nrun_directory = {:?}\n\
-             [network]\nnamespace = {:?}\n\
-             [hypervisor]\nfirst_uid = {}\nuid_count = {}\n\
+             [network]\nnamespace = {:?}\n{pool}\
+             [hypervisor]\nfirst_uid = {}\nuid_count = {}\n{monitor}\
              [guest]\nagent = {:?}\n",
             footprint.data,
             footprint.run,
@@ -253,9 +239,14 @@ impl Lab {
             .append(true)
             .open(self.log())
             .context("opening the daemon's log")?;
-        let child = Command::new(&self.parts.daemon)
+        let mut command = Command::new(&self.parts.daemon);
+        if let Some(socket) = &self.fault_socket {
+            command.env(dormouse_sys::fault::SOCKET_VARIABLE, socket);
+        }
+        let child = command
             .arg("--config")
             .arg(self.config())
+            .envs(self.parts.environment.iter().cloned())
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("sharing the daemon's log")?)
@@ -281,10 +272,51 @@ impl Lab {
         let host = HostAddress::Unix(self.footprint.socket());
         self.client = self.runtime.block_on(async {
             let client = Client::connect(&host).await.ok()?;
-            client.system().get_info(v1::GetInfoRequest {}).await.ok()?;
-            Some(client)
+            let nobody = v1::GetInstanceRequest {
+                instance: "nobody".to_owned(),
+            };
+            // Whatever it says, it answers.
+            let answer = client.instances().get_instance(nobody).await;
+            let error = ClientError::from(answer.err()?);
+            let answered =
+                matches!(&error, ClientError::Api(api) if api.kind == dormouse_model::Kind::NotFound);
+            answered.then_some(client)
         });
         Ok(())
+    }
+
+    /// Has daemons that are started from now on tell their fault points to `socket`.
+    pub(crate) fn listen_for_faults(&mut self, socket: &Path) {
+        self.fault_socket = Some(socket.to_owned());
+    }
+
+    /// A connection to the daemon, for calls of other threads.
+    pub(crate) fn client(&self) -> Result<Client> {
+        self.client.clone().context("the daemon is not running")
+    }
+
+    /// The runtime of calls.
+    pub(crate) fn runtime(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
+    }
+
+    /// Where its things are looked for; complete once the daemon has run.
+    pub(crate) fn site(&self) -> Site {
+        Site {
+            data: self.footprint.data.clone(),
+            run: self.footprint.run.clone(),
+            uids: self.footprint.uids.clone(),
+            daemon: self.parts.daemon.clone(),
+            namespace: self.footprint.namespace("host"),
+            // The shallowest is the daemon's own.
+            cgroup: self.footprint.groups().unwrap_or_default().pop(),
+        }
+    }
+
+    /// Asks the daemon to end, which leaves its guests as they are.
+    pub(crate) fn stop_daemon(&mut self) -> Result<()> {
+        self.client = None;
+        self.footprint.stop_daemon()
     }
 
     /// Kills the daemon with SIGKILL.
@@ -325,6 +357,26 @@ impl Lab {
         })
     }
 
+    /// Has these settings of the host put back when the lab is removed, last first.
+    pub(crate) fn put_back_later(&self, settings: impl Iterator<Item = (PathBuf, String)>) {
+        locked(&self.footprint.settings).splice(0..0, settings);
+    }
+
+    /// Where the daemon's records and files are.
+    pub(crate) fn data(&self) -> &Path {
+        &self.footprint.data
+    }
+
+    /// Where its sockets and the memory of running guests are.
+    pub(crate) fn run_directory(&self) -> &Path {
+        &self.footprint.run
+    }
+
+    /// The first user id of its VMMs.
+    pub(crate) fn first_uid(&self) -> u32 {
+        self.footprint.uids.start
+    }
+
     /// The daemon's process id, 0 without one.
     pub(crate) fn daemon_pid(&self) -> u32 {
         locked(&self.footprint.daemon)
@@ -350,7 +402,8 @@ impl Lab {
     pub(crate) fn import_made(&self, run: &ImageRun<'_>, files: &[ImageFile]) -> Result<()> {
         let archive = self.footprint.data.join("import.tar");
         write_archive(&archive, run, files)?;
-        self.import(&archive)
+        self.import(&archive)?;
+        fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
     }
 
     /// Imports the benches' server as `bench:latest`.
@@ -390,6 +443,11 @@ impl Lab {
     /// The directories where files of guests may be.
     pub(crate) fn directories(&self) -> [&Path; 2] {
         [&self.footprint.data, &self.footprint.run]
+    }
+
+    /// What the lab is made of.
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// A directory on disk for files of the bench's own.

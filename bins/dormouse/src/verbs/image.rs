@@ -111,6 +111,7 @@ pub(crate) async fn rm(session: &Session, names: ImageNames) -> Result<ExitCode,
             let request = v1::DeleteImageRequest {
                 image,
                 request_id: request_id()?,
+                etag: String::new(),
             };
             let deleted = images.delete_image(request).await?.into_inner();
             if session.json {

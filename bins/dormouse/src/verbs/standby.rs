@@ -108,6 +108,7 @@ pub(crate) async fn hold(session: &Session, arguments: HoldArguments) -> Result<
         instance: arguments.name,
         duration,
         request_id: request_id()?,
+        etag: String::new(),
     };
     let held = client.standby().hold(request).await?.into_inner();
     print_status(session, &held)

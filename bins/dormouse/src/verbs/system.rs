@@ -1,4 +1,4 @@
-//! `system info`, `doctor` and `version`.
+//! `system info`, `doctor`, `setup` and `version`.
 
 use std::process::ExitCode;
 
@@ -6,6 +6,7 @@ use dormouse_client::{Client, ClientError, v1};
 use serde_json::{Value, json};
 
 use super::now;
+use crate::arguments::SetupArguments;
 use crate::failure::Failure;
 use crate::session::Session;
 use crate::{json, table};
@@ -63,6 +64,29 @@ async fn look(session: &Session) -> Result<Vec<v1::Check>, ClientError> {
         .await?
         .into_inner()
         .checks)
+}
+
+/// Changes the host's limits, or puts them back, and prints what changed.
+pub(crate) async fn setup(session: &Session, arguments: &SetupArguments) -> Result<(), Failure> {
+    let client = session.connect().await?;
+    let request = v1::SetupRequest {
+        sleepers: arguments.sleepers.unwrap_or(0),
+        undo: arguments.undo,
+    };
+    let done = client.system().setup(request).await?.into_inner();
+    if session.json {
+        return session.document(&json::setup(&done));
+    }
+    if !done.changed.is_empty() {
+        session.line(&table::changed_settings(&done.changed))?;
+    }
+    let sleepers = done.sleepers;
+    session.line(&match (arguments.undo, done.changed.is_empty()) {
+        (true, true) => "nothing to put back".to_owned(),
+        (true, false) => "put back; undo of this: dormouse setup".to_owned(),
+        (false, true) => format!("already set up for {sleepers} sleepers; nothing changed"),
+        (false, false) => format!("set up for {sleepers} sleepers; undo: dormouse setup --undo"),
+    })
 }
 
 /// Prints both versions; that of the daemon is left out when none answers.

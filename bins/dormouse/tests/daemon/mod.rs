@@ -313,6 +313,57 @@ impl SystemService for Memory {
         Ok(Response::new(v1::DoctorResponse { checks }))
     }
 
+    async fn check_store(&self, _: Request<v1::CheckStoreRequest>) -> Answer<v1::StoreReport> {
+        let record = |key: &str| v1::DamagedRecord {
+            kind: "instance".to_owned(),
+            key: key.to_owned(),
+            reason: "wrong checksum".to_owned(),
+        };
+        Ok(Response::new(v1::StoreReport {
+            records: vec![v1::RecordCount {
+                kind: "image".to_owned(),
+                count: 3,
+            }],
+            quarantined: vec![record("k1")],
+            ..v1::StoreReport::default()
+        }))
+    }
+
+    async fn back_up_store(
+        &self,
+        request: Request<v1::BackUpStoreRequest>,
+    ) -> Answer<v1::BackUpStoreResponse> {
+        assert!(request.into_inner().path.starts_with('/'));
+        Ok(Response::new(v1::BackUpStoreResponse {
+            records: 3,
+            bytes: 8192,
+        }))
+    }
+
+    async fn drop_quarantined(
+        &self,
+        request: Request<v1::DropQuarantinedRequest>,
+    ) -> Answer<v1::DropQuarantinedResponse> {
+        match request.into_inner().key.as_str() {
+            "k1" => Ok(Response::new(v1::DropQuarantinedResponse {})),
+            _ => Err(Status::not_found("no such record was set aside")),
+        }
+    }
+
+    async fn setup(&self, request: Request<v1::SetupRequest>) -> Answer<v1::SetupResponse> {
+        let sleepers = request.into_inner().sleepers;
+        let changed = v1::ChangedSetting {
+            path: "/proc/sys/net/ipv4/neigh/default/gc_thresh3".to_owned(),
+            before: 1024,
+            after: 44_096,
+        };
+        Ok(Response::new(v1::SetupResponse {
+            // One sleeper needs nothing raised.
+            changed: if sleepers == 1 { vec![] } else { vec![changed] },
+            sleepers,
+        }))
+    }
+
     type WatchEventsStream = Items<v1::Event>;
 
     async fn watch_events(&self, _: Request<v1::WatchEventsRequest>) -> Answer<Self::WatchEventsStream> {
@@ -321,6 +372,7 @@ impl SystemService for Memory {
             cursor: "c7".to_owned(),
             at: None,
             what: Some(gap),
+            request_id: String::new(),
         };
         Ok(Response::new(Box::pin(iter(vec![Ok(event)]))))
     }

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use dormouse_model::{FlowKey, Protocol as Transport};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple,
 };
@@ -119,6 +122,81 @@ pub fn udp_entry(sequence: u32, source: (IpAddr, u16), destination: (IpAddr, u16
         family(source.0),
         vec![ConntrackAttribute::CtaTupleOrig(tuple)],
     )
+}
+
+/// The request to drop the entry of `key`, to be acknowledged (`IPCTNL_MSG_CT_DELETE`; attributes as in
+/// include/uapi/linux/netfilter/nfnetlink_conntrack.h, which `entry` reads).
+#[must_use]
+pub fn forget(sequence: u32, key: &FlowKey) -> Vec<u8> {
+    let (addresses, family) = match (key.source, key.destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let pair = [
+                attribute(1, &source.octets()),
+                attribute(2, &destination.octets()),
+            ];
+            (pair, AF_INET)
+        }
+        (source, destination) => {
+            let six = |address: IpAddr| match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            };
+            let pair = [attribute(3, &six(source)), attribute(4, &six(destination))];
+            (pair, AF_INET6)
+        }
+    };
+    let number = match key.protocol {
+        Transport::Tcp => 6,
+        Transport::Udp => 17,
+        Transport::Icmp if family == AF_INET => 1,
+        Transport::Icmp => 58,
+        Transport::Other(number) => number,
+    };
+    let mut protocol = attribute(1, &[number]);
+    let [kind, code] = key.destination_port.to_be_bytes();
+    let source_port = key.source_port.to_be_bytes();
+    let parts = match number {
+        // ICMP: id, type, code; the type and the code are kept as the destination port.
+        1 => vec![(4, source_port.to_vec()), (5, vec![kind]), (6, vec![code])],
+        58 => vec![(7, source_port.to_vec()), (8, vec![kind]), (9, vec![code])],
+        _ => vec![(2, source_port.to_vec()), (3, vec![kind, code])],
+    };
+    for (part, value) in parts {
+        protocol.extend(attribute(part, &value));
+    }
+    let tuple = [
+        attribute(1 | NESTED, &addresses.concat()),
+        attribute(2 | NESTED, &protocol),
+    ];
+    let mut body = vec![family, 0, 0, 0];
+    body.extend(attribute(1 | NESTED, &tuple.concat()));
+    if key.zone != 0 {
+        body.extend(attribute(18, &key.zone.to_be_bytes()));
+    }
+    let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
+    let mut bytes = length.to_ne_bytes().to_vec();
+    bytes.extend(FORGET.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(body);
+    bytes
+}
+
+/// `NFNL_SUBSYS_CTNETLINK` and `IPCTNL_MSG_CT_DELETE`.
+const FORGET: u16 = (1 << 8) | 2;
+
+/// The families of `struct nfgenmsg` (`AF_INET`, `AF_INET6`).
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// One attribute with its padding.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(value.len() + 8);
+    append(&mut bytes, kind, u16::try_from(value.len()).unwrap_or(u16::MAX));
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 const fn family(address: IpAddr) -> NetfilterProtoFamily {

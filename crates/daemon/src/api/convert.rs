@@ -7,40 +7,16 @@ use dormouse_instance::view::{ExitInfo, InstanceView, SnapshotView};
 use dormouse_instance::{CreateRequest, InstanceEvent};
 use dormouse_model::policy::{PolicySetting, RawPolicy};
 use dormouse_model::spec::Placement;
-use dormouse_model::{Bytes, Fault, InstanceSpec, Kind, OnLostMemory, State, WallTime};
+use dormouse_model::{Bytes, Fault, InstanceSpec, OnLostMemory, State, WallTime};
 use dormouse_proto::v1;
+use dormouse_store::Batch;
+
+use super::refusal::FieldError;
 
 /// RAM of an instance whose caller did not say.
 const DEFAULT_MEMORY: Bytes = Bytes::mib(512);
 /// Disk of an instance whose caller did not say.
 const DEFAULT_DISK: Bytes = Bytes::gib(10);
-
-/// A field of a request that is wrong by itself.
-#[derive(Debug, thiserror::Error)]
-#[error("{field}: {what}")]
-pub(super) struct FieldError {
-    field: &'static str,
-    what: String,
-}
-
-impl FieldError {
-    /// `field` is wrong because of `what`.
-    pub(super) fn new(field: &'static str, what: impl ToString) -> Self {
-        Self {
-            field,
-            what: what.to_string(),
-        }
-    }
-}
-
-impl Fault for FieldError {
-    fn kind(&self) -> Kind {
-        Kind::Invalid
-    }
-    fn code(&self) -> &'static str {
-        "REQUEST_INVALID"
-    }
-}
 
 /// The API's word for a state.
 pub(super) fn state_to_wire(state: State) -> v1::InstanceState {
@@ -204,6 +180,8 @@ pub(super) fn create_from_wire(
         spec,
         start: request.start,
         auto_remove: request.auto_remove,
+        id: None,
+        along: Batch::new(),
     })
 }
 
@@ -272,7 +250,7 @@ pub(super) fn instance_to_wire(view: &InstanceView, extras: Extras) -> v1::Insta
         auto_remove: view.auto_remove,
         standby_count: view.standbys,
         wake_count: view.wakes,
-        etag: view.revision.to_string(),
+        etag: view.etag(),
         on_lost_memory: on_lost_to_wire(spec.on_lost_memory).into(),
         snapshot: view.snapshot.as_ref().map(snapshot_to_wire),
         monitor: view.monitor.clone(),

@@ -3,22 +3,26 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use dormouse_instance::InstanceError;
 use dormouse_instance::machine::Removal;
 use dormouse_instance::view::InstanceView;
-use dormouse_model::{Bytes, SleepTrigger, State};
+use dormouse_instance::{InstanceError, Instances};
+use dormouse_model::{Bytes, SleepTrigger, State, WorkloadId};
 use dormouse_proto::v1;
 use dormouse_proto::v1::instance_service_server::InstanceService;
+use dormouse_store::Batch;
+use prost::Message;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::convert::{
-    Extras, FieldError, create_from_wire, duration_from_wire, instance_to_wire, state_from_wire,
-};
+use super::convert::{Extras, create_from_wire, duration_from_wire, instance_to_wire, state_from_wire};
 use super::logs;
-use super::page;
+use super::page::Page;
+use super::refusal::FieldError;
+use super::repeats::{Asked, Ticket};
+use super::request;
 use super::status::status;
 use super::{Api, names};
+use crate::causes::UnderWay;
 
 /// Longest wait of one WaitInstance call; a client that wants more asks again.
 const WAIT_LIMIT: Duration = Duration::from_secs(3600);
@@ -27,16 +31,161 @@ type LogStream = Pin<Box<dyn Stream<Item = Result<v1::LogChunk, Status>> + Send>
 
 impl Api {
     /// The view that `key` names, if its etag is the one sent.
-    fn named(&self, key: &str, etag: &str) -> Result<InstanceView, Status> {
+    pub(super) fn named(&self, key: &str, etag: &str) -> Result<InstanceView, Status> {
         let view = self.instances.find(key).map_err(|error| status(&error))?;
-        if !etag.is_empty() && etag != view.revision.to_string() {
-            let error = InstanceError::Changed {
-                now: view.revision,
-                sent: etag.to_owned(),
-            };
-            return Err(status(&error));
+        let now = view.etag();
+        if !etag.is_empty() && etag != now {
+            let sent = etag.to_owned();
+            return Err(status(&InstanceError::Changed { now, sent }));
         }
         Ok(view)
+    }
+
+    /// The request `id` of `method`, for [`Repeats::once`](super::Repeats::once).
+    pub(super) fn asked(
+        &self,
+        method: &'static str,
+        id: String,
+        body: &impl Message,
+    ) -> Result<Option<Asked>, Status> {
+        Asked::new(method, id, body, self.instances.now())
+    }
+
+    /// The request being served begins to change an instance.
+    fn under_way(&self, id: WorkloadId, revision: u64) -> UnderWay {
+        tracing::info!(instance_id = %id, "a change is asked for");
+        self.events.causes().begin(request::current(), id, revision)
+    }
+
+    /// The instance that an earlier run of the request has made or changed; `None` when it is gone.
+    fn target(&self, target: &str) -> Option<InstanceView> {
+        let id: WorkloadId = target.parse().ok()?;
+        self.instances.view(id).ok()
+    }
+
+    /// One change of one instance, done once under its request id. A repetition is answered with the
+    /// instance as it is then.
+    async fn change<F>(
+        &self,
+        asked: Option<Asked>,
+        instance: String,
+        etag: String,
+        act: impl FnOnce(Instances, WorkloadId) -> F + Send + 'static,
+    ) -> Result<Response<v1::Instance>, Status>
+    where
+        F: Future<Output = Result<InstanceView, InstanceError>> + Send + 'static,
+    {
+        let api = self.clone();
+        let work = move |ticket: Ticket| async move {
+            if let Some(past) = ticket.past().filter(|past| past.done) {
+                let view = api
+                    .target(&past.target)
+                    .ok_or_else(|| ticket.gone(&past.target))?;
+                return Ok((api.full(&view).await, Batch::new()));
+            }
+            let view = api.named(&instance, &etag)?;
+            let cause = api.under_way(view.id, view.revision);
+            let acted = act(api.instances.clone(), view.id).await;
+            cause.end(api.instances.view(view.id).ok());
+            let view = acted.map_err(|error| status(&error))?;
+            let done = ticket.done(&view.id.to_string(), Vec::new());
+            Ok((api.full(&view).await, done))
+        };
+        self.repeats.once(asked, work).await.map(Response::new)
+    }
+
+    /// Makes an instance, or finishes what an earlier run of the request has begun: never a second one.
+    async fn create_once(
+        self,
+        request: v1::CreateInstanceRequest,
+        ticket: Ticket,
+    ) -> Result<(v1::Instance, Batch), Status> {
+        if let Some(past) = ticket.past() {
+            let mut view = self
+                .target(&past.target)
+                .ok_or_else(|| ticket.gone(&past.target))?;
+            // The first run made it and ended, with its daemon or with an error, before it ran.
+            if !past.done && matches!(view.state, State::Stopped | State::Failed) {
+                let started = self.instances.start(view.id).await;
+                view = started.map_err(|error| status(&error))?;
+            }
+            let done = ticket.done(&past.target, Vec::new());
+            return Ok((self.full(&view).await, done));
+        }
+        let fail = |error: InstanceError| status(&error);
+        let taken = |name: &str| self.instances.find(name).is_ok();
+        let name = names::free(self.instances.seed().map_err(fail)?, taken);
+        let mut create = create_from_wire(request, &name).map_err(|error| status(&error))?;
+        let (id, start) = (self.instances.new_id().map_err(fail)?, create.start);
+        let target = id.to_string();
+        create.id = Some(id);
+        // Durable with the record of the instance: from then on a repetition finds it.
+        create.along = if start {
+            ticket.begun(&target)
+        } else {
+            ticket.done(&target, Vec::new())
+        };
+        let cause = self.under_way(id, 0);
+        let made = self.instances.create(create).await;
+        cause.end(self.instances.view(id).ok());
+        match made {
+            Ok(view) => {
+                let done = if start {
+                    ticket.done(&target, Vec::new())
+                } else {
+                    Batch::new()
+                };
+                Ok((self.full(&view).await, done))
+            }
+            Err(error) => {
+                // Whether the commit happened is not known, and the instance is not there.
+                if self.instances.view(id).is_err() && matches!(error, InstanceError::Store { .. }) {
+                    ticket.forget().await;
+                }
+                Err(fail(error))
+            }
+        }
+    }
+
+    /// Removes an instance, or finishes a removal that an earlier run of the request has begun.
+    async fn delete_once(
+        self,
+        request: v1::DeleteInstanceRequest,
+        ticket: Ticket,
+    ) -> Result<(v1::DeleteInstanceResponse, Batch), Status> {
+        let view = match ticket.past() {
+            // Ids are never used again: what is not there has been removed.
+            Some(past) => match self.target(&past.target).filter(|_| !past.done) {
+                Some(view) => view,
+                None => {
+                    let id = past.target.clone();
+                    let done = ticket.done(&id, Vec::new());
+                    return Ok((v1::DeleteInstanceResponse { id }, done));
+                }
+            },
+            None => {
+                let view = self.named(&request.instance, &request.etag)?;
+                let quiet = matches!(view.state, State::Stopped | State::Failed | State::Deleting);
+                if !request.force && !quiet {
+                    let (name, state) = (view.spec.name, view.state);
+                    return Err(status(&InstanceError::NotStopped { name, state }));
+                }
+                ticket.keep(ticket.begun(&view.id.to_string())).await?;
+                view
+            }
+        };
+        let removal = if request.force {
+            Removal::Forced
+        } else {
+            Removal::Graceful
+        };
+        let cause = self.under_way(view.id, view.revision);
+        let deleted = self.instances.delete(view.id, removal).await;
+        cause.end(self.instances.view(view.id).ok());
+        deleted.map_err(|error| status(&error))?;
+        let id = view.id.to_string();
+        let done = ticket.done(&id, Vec::new());
+        Ok((v1::DeleteInstanceResponse { id }, done))
     }
 
     /// An instance on the wire with everything that is asked elsewhere.
@@ -70,24 +219,12 @@ impl InstanceService for Api {
         &self,
         request: Request<v1::CreateInstanceRequest>,
     ) -> Result<Response<v1::Instance>, Status> {
-        let request = request.into_inner();
-        let id = request.request_id.clone();
+        let mut request = request.into_inner();
+        let id = std::mem::take(&mut request.request_id);
+        let asked = self.asked("CreateInstance", id, &request)?;
         let api = self.clone();
-        let work = async move {
-            let taken = |name: &str| api.instances.find(name).is_ok();
-            let create = create_from_wire(request, &names::free(api.instances.seed(), taken))
-                .map_err(|e| status(&e))?;
-            let view = api
-                .instances
-                .create(create)
-                .await
-                .map_err(|error| status(&error))?;
-            Ok(api.full(&view).await)
-        };
-        self.repeats
-            .once("CreateInstance", &id, work)
-            .await
-            .map(Response::new)
+        let work = move |ticket| api.create_once(request, ticket);
+        self.repeats.once(asked, work).await.map(Response::new)
     }
 
     async fn get_instance(
@@ -102,7 +239,12 @@ impl InstanceService for Api {
         &self,
         request: Request<v1::ListInstancesRequest>,
     ) -> Result<Response<v1::ListInstancesResponse>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let (size, token) = (
+            std::mem::take(&mut request.page_size),
+            std::mem::take(&mut request.page_token),
+        );
+        let page = Page::new("ListInstances", &request, size, &token)?;
         let filter = request.filter.unwrap_or_default();
         let states: Vec<State> = filter
             .states
@@ -122,12 +264,7 @@ impl InstanceService for Api {
                 })
         };
         let all: Vec<InstanceView> = self.instances.list().into_iter().filter(matches).collect();
-        let (views, next_page_token) = page::cut(
-            all,
-            |view| view.id.to_string(),
-            request.page_size,
-            &request.page_token,
-        )?;
+        let (views, next_page_token) = page.cut(all, |view| view.id.to_string());
         let mut instances = Vec::with_capacity(views.len());
         for view in &views {
             instances.push(self.full(view).await);
@@ -143,125 +280,62 @@ impl InstanceService for Api {
         &self,
         request: Request<v1::StartInstanceRequest>,
     ) -> Result<Response<v1::Instance>, Status> {
-        let request = request.into_inner();
-        let api = self.clone();
-        let work = async move {
-            let view = api.named(&request.instance, &request.etag)?;
-            let view = api
-                .instances
-                .start(view.id)
-                .await
-                .map_err(|error| status(&error))?;
-            Ok(api.full(&view).await)
-        };
-        self.repeats
-            .once("StartInstance", &request.request_id, work)
-            .await
-            .map(Response::new)
+        let mut request = request.into_inner();
+        let id = std::mem::take(&mut request.request_id);
+        let asked = self.asked("StartInstance", id, &request)?;
+        let act = |instances: Instances, id| async move { instances.start(id).await };
+        self.change(asked, request.instance, request.etag, act).await
     }
 
     async fn stop_instance(
         &self,
         request: Request<v1::StopInstanceRequest>,
     ) -> Result<Response<v1::Instance>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let id = std::mem::take(&mut request.request_id);
+        let asked = self.asked("StopInstance", id, &request)?;
         let grace = duration_from_wire("timeout", request.timeout).map_err(|error| status(&error))?;
-        let api = self.clone();
-        let work = async move {
-            let view = api.named(&request.instance, &request.etag)?;
-            let view = api
-                .instances
-                .stop(view.id, grace)
-                .await
-                .map_err(|error| status(&error))?;
-            Ok(api.full(&view).await)
-        };
-        self.repeats
-            .once("StopInstance", &request.request_id, work)
-            .await
-            .map(Response::new)
+        let act = move |instances: Instances, id| async move { instances.stop(id, grace).await };
+        self.change(asked, request.instance, request.etag, act).await
     }
 
     async fn standby_instance(
         &self,
         request: Request<v1::StandbyInstanceRequest>,
     ) -> Result<Response<v1::Instance>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let id = std::mem::take(&mut request.request_id);
+        let asked = self.asked("StandbyInstance", id, &request)?;
         let trigger = if request.yield_to_traffic {
             SleepTrigger::CallerYielding
         } else {
             SleepTrigger::Caller
         };
-        let api = self.clone();
-        let work = async move {
-            let view = api.named(&request.instance, &request.etag)?;
-            let view = api
-                .instances
-                .standby(view.id, trigger)
-                .await
-                .map_err(|error| status(&error))?;
-            Ok(api.full(&view).await)
-        };
-        self.repeats
-            .once("StandbyInstance", &request.request_id, work)
-            .await
-            .map(Response::new)
+        let act = move |instances: Instances, id| async move { instances.standby(id, trigger).await };
+        self.change(asked, request.instance, request.etag, act).await
     }
 
     async fn wake_instance(
         &self,
         request: Request<v1::WakeInstanceRequest>,
     ) -> Result<Response<v1::Instance>, Status> {
-        let request = request.into_inner();
-        let api = self.clone();
-        let work = async move {
-            let view = api.named(&request.instance, &request.etag)?;
-            let view = api
-                .instances
-                .wake(view.id)
-                .await
-                .map_err(|error| status(&error))?;
-            Ok(api.full(&view).await)
-        };
-        self.repeats
-            .once("WakeInstance", &request.request_id, work)
-            .await
-            .map(Response::new)
+        let mut request = request.into_inner();
+        let id = std::mem::take(&mut request.request_id);
+        let asked = self.asked("WakeInstance", id, &request)?;
+        let act = |instances: Instances, id| async move { instances.wake(id).await };
+        self.change(asked, request.instance, request.etag, act).await
     }
 
     async fn delete_instance(
         &self,
         request: Request<v1::DeleteInstanceRequest>,
     ) -> Result<Response<v1::DeleteInstanceResponse>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let id = std::mem::take(&mut request.request_id);
+        let asked = self.asked("DeleteInstance", id, &request)?;
         let api = self.clone();
-        let work = async move {
-            let view = api.named(&request.instance, &request.etag)?;
-            let quiet = matches!(view.state, State::Stopped | State::Failed | State::Deleting);
-            if !request.force && !quiet {
-                let error = InstanceError::NotStopped {
-                    name: view.spec.name.clone(),
-                    state: view.state,
-                };
-                return Err(status(&error));
-            }
-            let removal = if request.force {
-                Removal::Forced
-            } else {
-                Removal::Graceful
-            };
-            api.instances
-                .delete(view.id, removal)
-                .await
-                .map_err(|error| status(&error))?;
-            Ok(v1::DeleteInstanceResponse {
-                id: view.id.to_string(),
-            })
-        };
-        self.repeats
-            .once("DeleteInstance", &request.request_id, work)
-            .await
-            .map(Response::new)
+        let work = move |ticket| api.delete_once(request, ticket);
+        self.repeats.once(asked, work).await.map(Response::new)
     }
 
     async fn wait_instance(

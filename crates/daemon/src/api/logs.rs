@@ -1,6 +1,6 @@
 //! Streaming a log file: from its beginning or its last lines, and on as it grows.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_instance::InstanceError;
@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::refusal::RequestError;
 use super::status::status;
 
 /// Chunks that may wait for a slow client; reading waits when full.
@@ -97,13 +98,13 @@ async fn pump(
                 }
                 tokio::time::sleep(LOOK).await;
             }
-            Err(error) => return out.send(Err(Status::unavailable(error.to_string()))).await,
+            Err(source) => return out.send(Err(unreadable(&path, source))).await,
         }
     };
     if let Some(lines) = tail
-        && let Err(error) = seek_tail(&mut file, lines).await
+        && let Err(source) = seek_tail(&mut file, lines).await
     {
-        return out.send(Err(Status::unavailable(error.to_string()))).await;
+        return out.send(Err(unreadable(&path, source))).await;
     }
     let mut buffer = vec![0_u8; CHUNK];
     loop {
@@ -120,7 +121,7 @@ async fn pump(
                     }))
                     .await?;
                 }
-                Err(error) => return out.send(Err(Status::unavailable(error.to_string()))).await,
+                Err(source) => return out.send(Err(unreadable(&path, source))).await,
             }
         }
         if over || out.is_closed() {
@@ -128,6 +129,13 @@ async fn pump(
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn unreadable(path: &Path, source: std::io::Error) -> Status {
+    status(&RequestError::Log {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Whether nothing more will be printed.

@@ -6,7 +6,9 @@ mod instances;
 mod logs;
 mod names;
 mod page;
+mod refusal;
 mod repeats;
+mod request;
 mod standby;
 mod status;
 mod system;
@@ -14,6 +16,7 @@ mod system;
 use std::sync::Arc;
 
 use dormouse_instance::Instances;
+use dormouse_store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineHandle;
@@ -21,6 +24,10 @@ use crate::events::EventLog;
 use crate::images::ImageRoom;
 use crate::system::SystemFacts;
 
+use repeats::Repeats;
+
+pub use request::RequestIds;
+pub(crate) use request::current as current_request;
 pub use status::code;
 
 /// What the services work with. Cheap to clone.
@@ -30,8 +37,9 @@ pub struct Api {
     images: ImageRoom,
     engine: EngineHandle,
     events: EventLog,
+    store: Store,
     facts: Arc<SystemFacts>,
-    repeats: repeats::Repeats,
+    repeats: Repeats,
     /// The daemon goes down: streams end, or it would wait for their clients.
     stop: CancellationToken,
 }
@@ -39,23 +47,28 @@ pub struct Api {
 impl Api {
     /// The services over these rooms. What streams to clients, and what waits for something to happen, ends
     /// when `stop` is cancelled.
-    #[must_use]
-    pub fn new(
+    ///
+    /// # Errors
+    /// When what is kept of earlier requests cannot be read.
+    pub async fn open(
         instances: Instances,
         images: ImageRoom,
         engine: EngineHandle,
         events: EventLog,
+        store: Store,
         facts: Arc<SystemFacts>,
         stop: CancellationToken,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, StoreError> {
+        let repeats = Repeats::open(store.clone(), instances.now()).await?;
+        Ok(Self {
             instances,
             images,
             engine,
             events,
+            store,
             facts,
-            repeats: repeats::Repeats::default(),
+            repeats,
             stop,
-        }
+        })
     }
 }

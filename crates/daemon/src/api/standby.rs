@@ -6,9 +6,11 @@ use dormouse_proto::v1::standby_service_server::StandbyService;
 use dormouse_standby::{Reason, StatusSnapshot};
 use tonic::{Request, Response, Status};
 
+use super::Api;
 use super::convert::{duration_to_wire, time_to_wire};
+use super::page::Page;
+use super::repeats::Ticket;
 use super::status::status;
-use super::{Api, page};
 
 impl Api {
     /// The engine's view on the wire.
@@ -86,21 +88,27 @@ impl StandbyService for Api {
     }
 
     async fn hold(&self, request: Request<v1::HoldRequest>) -> Result<Response<v1::StandbyStatus>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let id = std::mem::take(&mut request.request_id);
+        let asked = self.asked("Hold", id, &request)?;
         let api = self.clone();
-        let work = async move {
-            let view = api
-                .instances
-                .find(&request.instance)
-                .map_err(|error| status(&error))?;
-            api.engine.hold(view.id).await.map_err(|error| status(&error))?;
+        let work = move |ticket: Ticket| async move {
+            let done = ticket.past().filter(|past| past.done);
+            let view = match done {
+                Some(past) => api
+                    .instances
+                    .find(&past.target)
+                    .map_err(|_| ticket.gone(&past.target))?,
+                None => api.named(&request.instance, &request.etag)?,
+            };
+            if done.is_none() {
+                api.engine.hold(view.id).await.map_err(|error| status(&error))?;
+            }
             let found = api.engine.status(view.id).await.ok_or_else(stopping)?;
-            Ok(api.standby_to_wire(&view, &found))
+            let done = ticket.done(&view.id.to_string(), Vec::new());
+            Ok((api.standby_to_wire(&view, &found), done))
         };
-        self.repeats
-            .once("Hold", &request.request_id, work)
-            .await
-            .map(Response::new)
+        self.repeats.once(asked, work).await.map(Response::new)
     }
 
     async fn list_statuses(
@@ -108,12 +116,9 @@ impl StandbyService for Api {
         request: Request<v1::ListStatusesRequest>,
     ) -> Result<Response<v1::ListStatusesResponse>, Status> {
         let request = request.into_inner();
-        let (views, next_page_token) = page::cut(
-            self.instances.list(),
-            |view| view.id.to_string(),
-            request.page_size,
-            &request.page_token,
-        )?;
+        let query = v1::ListStatusesRequest::default();
+        let page = Page::new("ListStatuses", &query, request.page_size, &request.page_token)?;
+        let (views, next_page_token) = page.cut(self.instances.list(), |view| view.id.to_string());
         let mut statuses = Vec::with_capacity(views.len());
         for view in &views {
             if let Some(found) = self.engine.status(view.id).await {

@@ -1,13 +1,16 @@
 //! SystemService.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use dormouse_instance::InstanceError;
+use dormouse_model::error::chain;
 use dormouse_model::{State, WorkloadId};
 use dormouse_proto::v1;
 use dormouse_proto::v1::system_service_server::SystemService;
+use dormouse_store::{Damage, RecordKind, Report, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
@@ -15,10 +18,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Api;
-use super::convert::{Extras, FieldError, event_to_wire, placement_to_wire, state_to_wire, time_to_wire};
+use super::convert::{Extras, event_to_wire, placement_to_wire, state_to_wire, time_to_wire};
+use super::refusal::{FieldError, RequestError};
 use super::status::status;
 use crate::events::{Entry, Found, Happening, Position};
-use crate::system::{self, Verdict};
+use crate::setup;
+use crate::system::{self, Check, Verdict};
 
 /// Events that may wait for a slow client; the log keeps the rest.
 const EVENTS: usize = 64;
@@ -89,9 +94,11 @@ impl SystemService for Api {
         let facts = Arc::clone(&self.facts);
         let checks = tokio::task::spawn_blocking(move || system::doctor(&facts))
             .await
-            .map_err(|error| Status::internal(error.to_string()))?;
+            .map_err(|_| status(&RequestError::Lost))?;
+        let stored = store_check(self.store.check().await);
         let checks = checks
             .into_iter()
+            .chain(std::iter::once(stored))
             .map(|check| v1::Check {
                 name: check.name.to_owned(),
                 status: match check.verdict {
@@ -106,6 +113,73 @@ impl SystemService for Api {
             })
             .collect();
         Ok(Response::new(v1::DoctorResponse { checks }))
+    }
+
+    async fn check_store(
+        &self,
+        _request: Request<v1::CheckStoreRequest>,
+    ) -> Result<Response<v1::StoreReport>, Status> {
+        let report = self.store.check().await.map_err(|error| status(&error))?;
+        Ok(Response::new(report_to_wire(&report)))
+    }
+
+    async fn back_up_store(
+        &self,
+        request: Request<v1::BackUpStoreRequest>,
+    ) -> Result<Response<v1::BackUpStoreResponse>, Status> {
+        let path = PathBuf::from(request.into_inner().path);
+        if !path.is_absolute() {
+            return Err(status(&FieldError::new("path", "is not absolute")));
+        }
+        let tally = self.store.back_up(&path).await.map_err(|error| status(&error))?;
+        Ok(Response::new(v1::BackUpStoreResponse {
+            records: tally.records,
+            bytes: tally.bytes,
+        }))
+    }
+
+    async fn drop_quarantined(
+        &self,
+        request: Request<v1::DropQuarantinedRequest>,
+    ) -> Result<Response<v1::DropQuarantinedResponse>, Status> {
+        let request = request.into_inner();
+        let kind = RecordKind::from_name(&request.kind)
+            .ok_or_else(|| status(&FieldError::new("kind", "is no kind of record")))?;
+        self.store
+            .discard(kind, &request.key)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(Response::new(v1::DropQuarantinedResponse {}))
+    }
+
+    async fn setup(&self, request: Request<v1::SetupRequest>) -> Result<Response<v1::SetupResponse>, Status> {
+        let request = request.into_inner();
+        let sleepers = match (request.undo, request.sleepers) {
+            (true, _) => 0,
+            (false, 0) => self.facts.sleepers,
+            (false, wanted) => wanted,
+        };
+        let data = self.facts.data_directory.clone();
+        let change = move || {
+            if request.undo {
+                setup::undo(&data)
+            } else {
+                setup::raise(&data, u64::from(sleepers))
+            }
+        };
+        let changed = tokio::task::spawn_blocking(change)
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| status(&error))?;
+        let changed = changed
+            .into_iter()
+            .map(|setting| v1::ChangedSetting {
+                path: setting.path.display().to_string(),
+                before: setting.before,
+                after: setting.after,
+            })
+            .collect();
+        Ok(Response::new(v1::SetupResponse { changed, sleepers }))
     }
 
     type WatchEventsStream = EventStream;
@@ -145,6 +219,76 @@ impl SystemService for Api {
             ReceiverStream::new(receiver),
             tasks,
         ))))
+    }
+}
+
+/// The doctor's check of the records.
+fn store_check(report: Result<Report, StoreError>) -> Check {
+    let (verdict, detail, advice) = match report {
+        Err(error) => (
+            Verdict::Failed,
+            chain(&error),
+            "look at the disk under the data directory",
+        ),
+        Ok(report) if report.is_sound() => (Verdict::Ok, format!("{} records, all sound", report.sound), ""),
+        Ok(report) if report.layout_faults.is_empty() => (
+            Verdict::Warning,
+            format!(
+                "{} sound records, {} damaged, {} quarantined, {} of a newer version",
+                report.sound,
+                report.damaged.len(),
+                report.set_aside.len(),
+                report.newer.len() + report.unknown_kinds.len(),
+            ),
+            "dormouse store check says which; dormouse store quarantine rm KIND KEY forgets one",
+        ),
+        Ok(report) => (
+            Verdict::Failed,
+            format!("the database is damaged: {}", report.layout_faults.join("; ")),
+            "end the daemon, keep the files and restore a backup: see the runbook",
+        ),
+    };
+    Check {
+        name: "store",
+        verdict,
+        detail,
+        advice,
+    }
+}
+
+fn report_to_wire(report: &Report) -> v1::StoreReport {
+    v1::StoreReport {
+        sound: report.is_sound(),
+        records: report
+            .kinds
+            .iter()
+            .map(|(kind, count)| v1::RecordCount {
+                kind: kind.to_string(),
+                count: *count,
+            })
+            .collect(),
+        damaged: report.damaged.iter().map(damage_to_wire).collect(),
+        quarantined: report.set_aside.iter().map(damage_to_wire).collect(),
+        newer: report
+            .newer
+            .iter()
+            .map(|newer| v1::NewerRecord {
+                kind: newer.kind.to_string(),
+                key: newer.key.to_string(),
+                found: newer.found.into(),
+                known: newer.known.into(),
+            })
+            .collect(),
+        unknown_kinds: report.unknown_kinds.iter().copied().map(u32::from).collect(),
+        layout_faults: report.layout_faults.clone(),
+    }
+}
+
+fn damage_to_wire(damage: &Damage) -> v1::DamagedRecord {
+    v1::DamagedRecord {
+        kind: damage.kind.to_string(),
+        key: damage.key.to_string(),
+        reason: damage.reason.as_str().to_owned(),
     }
 }
 
@@ -197,12 +341,19 @@ impl Api {
         v1::Event {
             cursor: self.events.cursor_of(number),
             at: entry.map(|entry| time_to_wire(entry.at)),
+            request_id: entry.map_or_else(String::new, |entry| entry.request_id.clone()),
             what: Some(what),
         }
     }
 
     fn entry_to_wire(&self, entry: &Entry, only: Option<WorkloadId>) -> Option<v1::Event> {
         let what = match &entry.what {
+            Happening::SetAside(damage) => {
+                if only.is_some() {
+                    return None;
+                }
+                v1::event::What::Quarantined(damage_to_wire(damage))
+            }
             Happening::Instance(event) => {
                 if only.is_some_and(|id| id != event.view().id) {
                     return None;

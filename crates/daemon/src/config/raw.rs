@@ -26,6 +26,10 @@ pub struct RawConfig {
     pub guest: RawGuest,
     /// Where guests' RAM lives.
     pub memory: RawMemory,
+    /// What images may have.
+    pub images: RawImages,
+    /// What is kept free.
+    pub ledger: RawLedger,
     /// When workloads sleep and wake.
     pub standby: RawStandby,
 }
@@ -56,6 +60,8 @@ pub struct RawNetwork {
     pub parked_per_sleeper: String,
     /// Name servers that guests are told of.
     pub name_servers: Vec<String>,
+    /// Sleepers that `setup` raises the host's limits for when it is not told how many.
+    pub sleepers: u32,
 }
 
 /// `[hypervisor]`.
@@ -95,6 +101,32 @@ pub struct RawMemory {
     pub tmpfs_size: String,
 }
 
+/// `[images]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawImages {
+    /// Most bytes of an image's layers, unpacked.
+    pub max_unpacked: String,
+    /// Most bytes of an image's blobs.
+    pub max_packed: String,
+    /// Most entries of an image's layers.
+    pub max_entries: u64,
+    /// Most unpacked bytes of a layer for each packed one.
+    pub max_ratio: u64,
+}
+
+/// `[ledger]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawLedger {
+    /// Bytes of the data directory's file system that are never promised.
+    pub disk_floor: String,
+    /// Bytes of the host's memory that are never promised.
+    pub memory_floor: String,
+    /// How much RAM awake guests may be promised, in percent of what the host can give them.
+    pub memory_percent: u32,
+}
+
 /// `[standby]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -125,6 +157,7 @@ impl Default for RawConfig {
                 masquerade: true,
                 parked_per_sleeper: "64MiB".to_owned(),
                 name_servers: Vec::new(),
+                sleepers: 10_000,
             },
             hypervisor: RawHypervisor {
                 qemu: "qemu-system-x86_64".to_owned(),
@@ -140,6 +173,17 @@ impl Default for RawConfig {
             memory: RawMemory {
                 placement: "auto".to_owned(),
                 tmpfs_size: String::new(),
+            },
+            images: RawImages {
+                max_unpacked: "64GiB".to_owned(),
+                max_packed: "32GiB".to_owned(),
+                max_entries: 2_000_000,
+                max_ratio: 500,
+            },
+            ledger: RawLedger {
+                disk_floor: "1GiB".to_owned(),
+                memory_floor: "512MiB".to_owned(),
+                memory_percent: 100,
             },
             standby: RawStandby {
                 max_concurrent: 16,
@@ -186,12 +230,16 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
 }
 
 /// Whether a variable, its prefix gone, is meant for the daemon: the command line and the tests have
-/// some of their own. Any other that is no key is an error.
+/// some of their own, and fault points have their socket. Any other that is no key is an error.
 fn is_ours(name: &str) -> bool {
-    !matches!(name, "host" | "HOST" | "commit" | "COMMIT")
-        && !name
-            .get(..5)
-            .is_some_and(|start| start.eq_ignore_ascii_case("test_"))
+    let of_others = ["host", "commit"]
+        .iter()
+        .any(|other| name.eq_ignore_ascii_case(other));
+    let of_tests = name
+        .get(..5)
+        .is_some_and(|start| start.eq_ignore_ascii_case("test_"));
+    let of_faults = cfg!(feature = "plant") && name.eq_ignore_ascii_case("fault_socket");
+    !(of_others || of_tests || of_faults)
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ pub struct Config {
     pub masquerade: bool,
     /// Most bytes that wait for one sleeper.
     pub parked_per_sleeper: Bytes,
+    /// Sleepers that the host is set up for.
+    pub sleepers: u32,
     /// Name servers of guests.
     pub name_servers: Vec<IpAddr>,
     /// The QEMU program.
@@ -64,6 +66,14 @@ pub struct Config {
     pub placement: Placement,
     /// Most bytes of RAM of running guests.
     pub tmpfs_size: Option<Bytes>,
+    /// What images may have.
+    pub image_limits: dormouse_image::Limits,
+    /// Bytes of the data directory's file system that are never promised.
+    pub disk_floor: Bytes,
+    /// Bytes of the host's memory that are never promised.
+    pub memory_floor: Bytes,
+    /// How much RAM awake guests may be promised, in percent of what the host can give them.
+    pub memory_percent: u32,
     /// Most sleeps of the engine's own at one time.
     pub max_concurrent_sleeps: usize,
     /// Most wakes at one time.
@@ -171,6 +181,10 @@ impl Collector {
         })
     }
 
+    fn bytes(&mut self, key: &str, text: &str) -> Bytes {
+        self.parse(key, text).unwrap_or_default()
+    }
+
     fn count(&mut self, key: &str, count: u32) -> usize {
         if count == 0 {
             self.fail(key, "must be at least 1".to_owned());
@@ -222,8 +236,29 @@ impl RawConfig {
                 format!("{prefix:?} is not 1 to 3 of a-z and 0-9"),
             );
         }
+        if !(10..=1000).contains(&self.ledger.memory_percent) {
+            problems.fail("ledger.memory_percent", "must be 10 to 1000".to_owned());
+        }
         if self.hypervisor.first_uid < 1000 {
             problems.fail("hypervisor.first_uid", "must be at least 1000".to_owned());
+        }
+    }
+
+    fn image_limits(&self, problems: &mut Collector) -> dormouse_image::Limits {
+        let images = &self.images;
+        for (key, number) in [
+            ("images.max_entries", images.max_entries),
+            ("images.max_ratio", images.max_ratio),
+        ] {
+            if number == 0 {
+                problems.fail(key, "must be at least 1".to_owned());
+            }
+        }
+        dormouse_image::Limits {
+            entries: images.max_entries,
+            unpacked_bytes: problems.bytes("images.max_unpacked", &images.max_unpacked).0,
+            packed_bytes: problems.bytes("images.max_packed", &images.max_packed).0,
+            ratio: images.max_ratio,
         }
     }
 
@@ -272,6 +307,7 @@ impl RawConfig {
                 Ipv6Addr::UNSPECIFIED,
             ),
             masquerade: network.masquerade,
+            sleepers: network.sleepers,
             parked_per_sleeper: problems
                 .parse("network.parked_per_sleeper", &network.parked_per_sleeper)
                 .unwrap_or_default(),
@@ -287,6 +323,10 @@ impl RawConfig {
                 .parse("memory.placement", &self.memory.placement)
                 .unwrap_or_default(),
             tmpfs_size,
+            image_limits: self.image_limits(problems),
+            disk_floor: problems.bytes("ledger.disk_floor", &self.ledger.disk_floor),
+            memory_floor: problems.bytes("ledger.memory_floor", &self.ledger.memory_floor),
+            memory_percent: self.ledger.memory_percent,
             max_concurrent_sleeps: problems.count("standby.max_concurrent", self.standby.max_concurrent),
             max_concurrent_wakes: problems
                 .count("standby.max_concurrent_wakes", self.standby.max_concurrent_wakes),

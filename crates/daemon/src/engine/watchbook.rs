@@ -7,13 +7,16 @@ use std::time::Duration;
 use dormouse_conntrack::{BARRIER_PATIENCE, ListFilter, ObserverHandle};
 use dormouse_instance::rooms::IdleProof;
 use dormouse_instance::view::InstanceView;
-use dormouse_model::WorkloadId;
 use dormouse_model::error::chain;
+use dormouse_model::{Addresses, WorkloadId};
 use dormouse_network::{DataPlane, LinkCounters};
 use dormouse_standby::ConfirmAnswer;
 
 /// How long a listing for one workload's addresses may take.
 const LISTING: Duration = Duration::from_secs(5);
+
+/// How long dropping a workload's connections may take; a part of a step that has a deadline of its own.
+const FORGETTING: Duration = Duration::from_secs(2);
 
 /// The counters of links when their workloads were last known to be idle, and the barrier. It answers
 /// the engine's confirms and the last proof of a sleep.
@@ -67,6 +70,12 @@ impl IdleProof for Watchbook {
             .map_err(|error| chain(&error))?;
         // Without a note nobody claimed that it is idle: a caller wanted this sleep.
         Ok(self.noted(id).is_none_or(|noted| noted == now.received_by_guest))
+    }
+
+    async fn forget_flows(&self, addresses: Addresses) -> Result<(), String> {
+        let addresses = addresses.both().into_iter().collect();
+        let dropped = self.observer.forget(addresses, FORGETTING).await;
+        dropped.map(|_| ()).map_err(|error| chain(&error))
     }
 }
 

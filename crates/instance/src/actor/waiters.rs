@@ -11,6 +11,11 @@ use crate::machine::{Answer, Outcome, Request, Ticket};
 pub(super) struct Waiters(HashMap<Ticket, oneshot::Sender<Outcome>>);
 
 impl Waiters {
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Enters an asker whose request was answered, and returns where its outcome will come; closed when
     /// nothing follows.
     pub(super) fn enter(

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_model::{Attempt, MonoTime, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd, WorkloadId};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 
 use super::Instances;
+use super::seat::{Handed, Seat};
 use crate::actor::{Asked, Command, verb};
 use crate::error::InstanceError;
 use crate::machine::{Answer, CancelReason, Outcome, Refusal, Removal, Request};
@@ -30,18 +30,15 @@ impl Instances {
             at,
             reply,
         };
-        let handed = self
-            .entry(id)
-            .map(|entry| (entry.inbox.try_send(command), entry.inbox));
+        let handed = self.with_seat(id, |seat, raise| seat.hand(command, raise));
         let shared = Arc::clone(&self.shared);
         async move {
-            let (sent, inbox) = handed?;
-            match sent {
-                Ok(()) => {}
-                Err(TrySendError::Full(command)) => {
+            match handed {
+                Some(Handed::Done) => {}
+                Some(Handed::Full(inbox, command)) => {
                     inbox.send(command).await.map_err(|_| shared.gone(id))?;
                 }
-                Err(TrySendError::Closed(_)) => return Err(shared.gone(id)),
+                Some(Handed::Gone) | None => return Err(shared.gone(id)),
             }
             asked.await.map_err(|_| shared.gone(id))
         }
@@ -107,6 +104,7 @@ impl Instances {
     pub async fn start(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
         let mut view = self.watch(id)?;
         let name = view.borrow().spec.name.clone();
+        self.can("start", id).await?;
         let at = self.shared.rooms.clock.now();
         let asked = self.ask(id, Request::Start, None, at).await?;
         if let Answer::Refused(refusal) = asked.answer {
@@ -151,6 +149,7 @@ impl Instances {
         id: WorkloadId,
         trigger: SleepTrigger,
     ) -> Result<InstanceView, InstanceError> {
+        self.can("standby", id).await?;
         let (outcome, view) = self.ask_and_wait(id, Request::Sleep { trigger }).await?;
         Self::settle("standby", outcome, view)
     }
@@ -161,6 +160,7 @@ impl Instances {
     /// When its state does not allow it or it failed.
     pub async fn wake(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
         let cause = WakeCause::Caller;
+        self.can("wake", id).await?;
         let (outcome, view) = self.ask_and_wait(id, Request::Wake { cause }).await?;
         Self::settle("wake", outcome, view)
     }
@@ -275,8 +275,9 @@ impl Instances {
     /// Tells an instance's machine that a packet waits; coalesces, so a full inbox loses nothing that
     /// the kernel does not repeat within a second.
     pub fn knock(&self, id: WorkloadId) {
-        if let Ok(entry) = self.entry(id) {
-            drop(entry.inbox.try_send(Command::Knock));
+        // To one at rest a knock says nothing that the engine does not hear: it sends the wake.
+        if let Some(Seat::Taken(task)) = self.shared.registry().entries.get(&id) {
+            drop(task.inbox.try_send(Command::Knock));
         }
     }
 

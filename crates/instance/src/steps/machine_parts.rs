@@ -34,6 +34,10 @@ const PROCESS: std::time::Duration = std::time::Duration::from_secs(55);
 const EMPTY_TRIES: u32 = 200;
 const EMPTY_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
+/// How often, and after which pause, the removal of a group is tried whose processes are gone.
+const GONE_TRIES: u32 = 50;
+const GONE_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
+
 impl StepContext {
     /// Makes the folders and the writable disk; a disk that exists is kept.
     pub(super) async fn prepare_disks(self) -> Outcome {
@@ -283,6 +287,9 @@ impl StepContext {
             end_members(&group, &members).await?;
         }
         self.let_keeper_go().await;
+        // Nothing of a process stays in the kernel: ten thousand sleepers have no group and no socket.
+        remove_group(&group).await;
+        remove_sockets(&self.rooms.layout.sockets(self.remembered.view.id))?;
         if let Some(link) = &self.parts.link {
             let ended = match tap {
                 TapEnd::Awaited => link.drop_tap().await,
@@ -291,6 +298,29 @@ impl StepContext {
             ended.map_err(|error| failure(&error))?;
         }
         Ok((Done::Plain, Change::LetGo))
+    }
+}
+
+/// Removes the group of a process that is gone. The kernel may call it busy for a moment; one that stays is
+/// looked at again by the next daemon, and used again by the next launch.
+async fn remove_group(group: &dormouse_cgroup::Group) {
+    for _ in 1..GONE_TRIES {
+        if group.remove(1, |_| ()).is_ok() {
+            return;
+        }
+        tokio::time::sleep(GONE_PAUSE).await;
+    }
+    if let Err(error) = group.remove(1, |_| ()) {
+        tracing::warn!(error = %dormouse_model::error::chain(&error), "a control group is left");
+    }
+}
+
+/// Removes the folder of an instance's sockets; a launch makes it again.
+fn remove_sockets(folder: &Path) -> Result<(), StepFailure> {
+    match fs::remove_dir_all(folder) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(file_failure("removing", folder, &error)),
     }
 }
 
@@ -313,7 +343,13 @@ fn make_disk(disk: &Path, size: Bytes) -> Result<(), StepFailure> {
     let partial = disk.with_extension("partial");
     remove_leftover(&partial)?;
     dormouse_image::disk::create_empty(&partial, size).map_err(|error| failure(&error))?;
-    fs::rename(&partial, disk).map_err(|error| file_failure("naming", disk, &error))
+    // Its content before its name: after a power loss a disk that is there is a file system.
+    File::open(&partial)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| file_failure("synchronising", &partial, &error))?;
+    fs::rename(&partial, disk).map_err(|error| file_failure("naming", disk, &error))?;
+    let folder = disk.parent().unwrap_or(disk);
+    sync_directory(folder).map_err(|error| failure(&error))
 }
 
 fn remove_leftover(path: &Path) -> Result<(), StepFailure> {

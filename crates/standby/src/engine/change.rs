@@ -32,6 +32,7 @@ impl Engine {
             }
         };
         self.settle(place, CancelWhy::NotDue, turn);
+        self.keep_resyncing(place, turn.now);
         let unseen = self
             .roster
             .get(place)

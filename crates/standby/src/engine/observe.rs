@@ -140,7 +140,7 @@ impl Engine {
             self.index
                 .retain_translated(|key, place| roster.get(place).is_some_and(|held| held.flows.knows(key)));
         }
-        self.arm_resync(Some(turn.now.plus(self.config.resync_interval)));
+        self.arm_next_resync(turn.now);
         if uncovered {
             self.want_resync(turn.now);
         }

@@ -8,7 +8,7 @@ use crate::deadline::Alarm;
 use crate::effect::{CancelWhy, Effect};
 use crate::roster::Place;
 use crate::status::{Reason, Status};
-use crate::workload::{self, Act, Writing};
+use crate::workload::{self, Act, Workload, Writing};
 
 impl Engine {
     /// Brings everything about one workload in line with its facts. `why` is what a sleep that is taken
@@ -265,7 +265,22 @@ impl Engine {
             self.counters.resyncs_requested += 1;
             turn.out.push(Effect::RequestResync);
         }
-        self.arm_resync(Some(turn.now.plus(self.config.resync_interval)));
+        self.arm_next_resync(turn.now);
+    }
+
+    /// The listing that comes by itself after a while: only while somebody's flows are followed. A host whose
+    /// workloads all sleep is left alone.
+    pub(super) fn arm_next_resync(&mut self, now: MonoTime) {
+        let any = self.roster.iter().any(Workload::is_followed_awake);
+        self.arm_resync(any.then(|| now.plus(self.config.resync_interval)));
+    }
+
+    /// Sees to that listing when the workload at `place` runs and is the first that does.
+    pub(super) fn keep_resyncing(&mut self, place: Place, now: MonoTime) {
+        let wanted = self.roster.get(place).is_some_and(Workload::is_followed_awake);
+        if wanted && self.resync.armed.is_none() && !self.stopping && self.sight.is_clear() {
+            self.arm_resync(Some(now.plus(self.config.resync_interval)));
+        }
     }
 
     /// Begins nothing more. What waits is dropped, what runs is awaited, and what was left unwritten

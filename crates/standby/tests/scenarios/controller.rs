@@ -331,3 +331,21 @@ fn a_woken_workload_has_one_whole_idle_timeout() {
     assert_eq!(world.status(1).countdown_remaining, Some(TIMEOUT));
     assert_eq!(world.engine.status(id(9), world.now, world.wall), None);
 }
+
+#[test]
+fn nothing_comes_by_itself_while_all_sleep() {
+    let mut world = World::with(Config::default());
+    world.add(view_in(1, State::Standby));
+    world.sync(&[]);
+    let day = world.pass(secs(86_400));
+    assert!(!day.contains(&Effect::RequestResync), "{day:?}");
+    assert_eq!(world.engine.next_deadline(), None);
+    // The first that runs is followed again, and the last one ends it.
+    world.state(1, State::Running);
+    let awake = world.pass(Config::default().resync_interval);
+    assert!(awake.contains(&Effect::RequestResync), "{awake:?}");
+    world.state(1, State::Standby);
+    world.pass(Config::default().resync_interval * 2);
+    let day = world.pass(secs(86_400));
+    assert!(!day.contains(&Effect::RequestResync), "{day:?}");
+}

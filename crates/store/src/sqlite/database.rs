@@ -6,96 +6,44 @@
 //! PRAGMA user_version               the layout's number
 //! ```
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, TransactionBehavior, params};
 
+use super::log::{Log, survey};
+use super::opening;
 use crate::backend::{Change, Report};
 use crate::error::{Cause, StoreError};
-use crate::record::{Damage, DamageReason, Key, RecordKind, open_frame};
+use crate::record::{Damage, DamageReason, Key, RecordKind};
 
-/// The newest layout that is known here.
-const LAYOUT: u32 = 1;
-
-const TABLES: &str = "
-    CREATE TABLE records (
-        kind INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (kind, key)
-    ) WITHOUT ROWID;
-    CREATE TABLE aside (
-        kind INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, reason TEXT NOT NULL,
-        PRIMARY KEY (kind, key)
-    ) WITHOUT ROWID;
-";
-
+/// The open database.
+///
+/// ```text
+///          a write or a flush fails
+///  sound ───────────────────────────▶ broken: every change is refused, reading goes on
+///    ▲                                   │ the next change is asked for
+///    └── the log is on disk again ───────┘
+/// ```
+///
+/// After a failed flush the kernel calls the lost pages clean, so that a later flush says nothing of
+/// them, and another reading of the log, ours or the next process's, finds in memory what is not on the
+/// disk. So the log is written again, byte by byte in its place, and flushed, before anything else counts
+/// on it; and a commit of nothing takes the place of the one that failed, so that it is not found later.
 #[derive(Debug)]
 pub(super) struct Database {
+    path: PathBuf,
     connection: Connection,
-    /// Set by the first failed flush; see [`StoreError::Broken`].
+    /// The failure since which nothing could be written.
     broken: Option<Cause>,
 }
 
 impl Database {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        // SQLite would make the file readable for all; records name what people run.
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| StoreError::Open {
-                path: path.to_owned(),
-                source: Arc::new(source),
-            })?;
-        let failed = |source| StoreError::Open {
-            path: path.to_owned(),
-            source: Arc::new(source),
-        };
-        let mut connection = Connection::open(path).map_err(failed)?;
-        let found: u32 = connection
-            .pragma_query_value(None, "user_version", |row| row.get(0))
-            .map_err(failed)?;
-        if found > LAYOUT {
-            return Err(StoreError::LayoutNewer {
-                path: path.to_owned(),
-                found,
-                known: LAYOUT,
-            });
-        }
-        // Only a new database takes it: a record of up to 2,030 bytes then needs no page of its own,
-        // so that an ordinary commit writes one page.
-        connection
-            .pragma_update(None, "page_size", 8192)
-            .map_err(failed)?;
-        // The lock file already keeps others out; this also keeps the WAL index off shared memory.
-        connection
-            .pragma_update(None, "locking_mode", "EXCLUSIVE")
-            .map_err(failed)?;
-        connection
-            .pragma_update(None, "journal_mode", "WAL")
-            .map_err(failed)?;
-        // FULL flushes the log at every commit, which is what an acknowledgement means here.
-        connection
-            .pragma_update(None, "synchronous", "FULL")
-            .map_err(failed)?;
-        connection
-            .pragma_update(None, "trusted_schema", false)
-            .map_err(failed)?;
-        if found == 0 {
-            let transaction = connection
-                .transaction_with_behavior(TransactionBehavior::Immediate)
-                .map_err(failed)?;
-            transaction.execute_batch(TABLES).map_err(failed)?;
-            transaction
-                .pragma_update(None, "user_version", LAYOUT)
-                .map_err(failed)?;
-            transaction.commit().map_err(failed)?;
-        }
         Ok(Self {
-            connection,
+            path: path.to_owned(),
+            connection: opening::open(path)?,
             broken: None,
         })
     }
@@ -190,81 +138,105 @@ impl Database {
     }
 
     pub(super) fn check(&self) -> Result<Report, StoreError> {
-        self.look().map_err(|source| StoreError::Check {
+        super::inspection::look(&self.connection).map_err(|source| StoreError::Check {
             source: Arc::new(source),
         })
     }
 
-    fn look(&self) -> Result<Report, rusqlite::Error> {
-        let mut report = Report::default();
-        self.connection.pragma_query(None, "quick_check", |row| {
-            report.layout_faults.push(row.get::<_, String>(0)?);
+    /// Removes what was set aside under `key`; says whether there was something.
+    pub(super) fn discard(&mut self, kind: RecordKind, key: &Key) -> Result<bool, StoreError> {
+        let mut found = false;
+        self.transact(|transaction| {
+            let removed = transaction.execute(
+                "DELETE FROM aside WHERE kind = ?1 AND key = ?2",
+                params![kind.number(), key.bytes()],
+            )?;
+            found = removed > 0;
             Ok(())
         })?;
-        // SQLite's way of saying that there is nothing to say.
-        report.layout_faults.retain(|fault| fault != "ok");
-        let mut statement = self
-            .connection
-            .prepare("SELECT kind, key, value FROM records ORDER BY kind, key")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let number: u8 = row.get(0)?;
-            let Some(kind) = RecordKind::from_number(number) else {
-                if report.unknown_kinds.last() != Some(&number) {
-                    report.unknown_kinds.push(number);
-                }
-                continue;
-            };
-            let key = Key::new(row.get::<_, Vec<u8>>(1)?);
-            match open_frame(kind, &key, &row.get::<_, Vec<u8>>(2)?) {
-                Ok(_) => report.sound += 1,
-                Err(reason) => report.damaged.push(Damage { kind, key, reason }),
-            }
-        }
-        let mut statement = self
-            .connection
-            .prepare("SELECT kind, key, reason FROM aside ORDER BY kind, key")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            if let Some(kind) = RecordKind::from_number(row.get(0)?) {
-                let reason = DamageReason::from_name(&row.get::<_, String>(2)?);
-                report.set_aside.push(Damage {
-                    kind,
-                    key: Key::new(row.get::<_, Vec<u8>>(1)?),
-                    reason,
-                });
-            }
-        }
-        Ok(report)
+        Ok(found)
     }
 
+    /// Copies everything that is committed into a new database at `to`.
+    pub(super) fn copy_into(&self, to: &Path) -> Result<(), rusqlite::Error> {
+        let to = to.to_string_lossy();
+        self.connection.execute("VACUUM INTO ?1", [to.as_ref()])?;
+        Ok(())
+    }
+
+    /// Makes what `act` does durable, or nothing of it.
     fn transact(
         &mut self,
         act: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), rusqlite::Error>,
     ) -> Result<(), StoreError> {
-        if let Some(source) = &self.broken {
-            return Err(StoreError::Broken {
-                source: Arc::clone(source),
-            });
+        if self.broken.is_some() {
+            self.mend().map_err(|source| StoreError::Broken { source })?;
+            tracing::warn!(store = %self.path.display(), "the store can be written again");
+            self.broken = None;
         }
-        let run = || {
-            let transaction = self
-                .connection
-                .transaction_with_behavior(TransactionBehavior::Immediate)?;
-            act(&transaction)?;
-            transaction.commit()
-        };
-        let Err(error) = run() else { return Ok(()) };
+        let Err(error) = self.run(act) else { return Ok(()) };
         let code = error.sqlite_error_code();
         let source: Cause = Arc::new(error);
         match code {
             Some(ErrorCode::DiskFull) => Err(StoreError::Full { source }),
             // Read and write errors of the file system, failed flushes among them.
             Some(ErrorCode::SystemIoFailure) => {
+                tracing::error!(store = %self.path.display(), error = %source, "the store cannot be written");
                 self.broken = Some(Arc::clone(&source));
                 Err(StoreError::Broken { source })
             }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Err(StoreError::DatabaseDamaged {
+                path: self.path.clone(),
+                found: source.to_string(),
+            }),
             _ => Err(StoreError::Commit { source }),
+        }
+    }
+
+    fn run(
+        &mut self,
+        act: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), rusqlite::Error>,
+    ) -> Result<(), rusqlite::Error> {
+        let outcome = (|| {
+            let transaction = self
+                .connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)?;
+            act(&transaction)?;
+            transaction.commit()
+        })();
+        if outcome.is_err() && !self.connection.is_autocommit() {
+            // SQLite has done so by itself after most failures.
+            self.connection.execute_batch("ROLLBACK")?;
+        }
+        outcome
+    }
+
+    /// Makes the log what memory says that it is, on the disk too.
+    fn mend(&mut self) -> Result<(), Cause> {
+        let log = opening::log_path(&self.path);
+        opening::write_again(&log, None)?;
+        // Writes the first page, whatever its value: a commit in the place of the one that failed.
+        self.run(|transaction| transaction.pragma_update(None, "user_version", opening::LAYOUT))
+            .map_err(|source| -> Cause { Arc::new(source) })?;
+        // What the failed one left behind it would look like damage, were there several.
+        let bytes = std::fs::read(&log).map_err(|source| -> Cause { Arc::new(source) })?;
+        if let Log::Sound { end } = survey(&bytes) {
+            opening::write_again(&log, Some(end))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        // Closing moves the log into the database and removes it, which may not happen to a log that is
+        // not on the disk: then it stays, and the next opening writes it again.
+        if self.broken.is_none()
+            && let Err(error) = self
+                .connection
+                .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+        {
+            tracing::debug!(%error, "the store's log stays");
         }
     }
 }

@@ -5,8 +5,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use super::opening::open_failed;
 use crate::error::StoreError;
 
 /// The lock, held until dropped.
@@ -19,10 +19,7 @@ impl StoreLock {
     /// Takes the lock of the database at `database` without waiting and writes our process id into
     /// the lock's file, for the error of whoever comes second.
     pub(super) fn take(database: &Path) -> Result<Self, StoreError> {
-        let open_failed = |source: std::io::Error| StoreError::Open {
-            path: database.to_owned(),
-            source: Arc::new(source),
-        };
+        let open_failed = |source| open_failed(database, source);
         // Not truncated before the lock is ours: the text is the holder's.
         let mut file = OpenOptions::new()
             .read(true)
@@ -32,24 +29,41 @@ impl StoreLock {
             .mode(0o600)
             .open(lock_path(database))
             .map_err(open_failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                // Without a readable number the error still says what matters.
-                let _ = file.read_to_string(&mut text);
-                return Err(StoreError::Locked {
-                    path: database.to_owned(),
-                    holder: text.trim().parse().ok(),
-                });
-            }
-            Err(TryLockError::Error(source)) => return Err(open_failed(source)),
-        }
+        lock(database, &mut file)?;
         file.set_len(0)
             .and_then(|()| file.rewind())
             .map_err(open_failed)?;
         writeln!(file, "{}", std::process::id()).map_err(open_failed)?;
         Ok(Self { _file: file })
+    }
+
+    /// Takes the lock without leaving a trace, for whoever only reads; nothing when there is no lock to
+    /// take.
+    pub(super) fn take_if_there(database: &Path) -> Result<Option<Self>, StoreError> {
+        match File::open(lock_path(database)) {
+            Ok(mut file) => {
+                lock(database, &mut file)?;
+                Ok(Some(Self { _file: file }))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(open_failed(database, error)),
+        }
+    }
+}
+
+fn lock(database: &Path, file: &mut File) -> Result<(), StoreError> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // Without a readable number the error still says what matters.
+            let _ = file.read_to_string(&mut text);
+            Err(StoreError::Locked {
+                path: database.to_owned(),
+                holder: text.trim().parse().ok(),
+            })
+        }
+        Err(TryLockError::Error(source)) => Err(open_failed(database, source)),
     }
 }
 

@@ -1,12 +1,13 @@
 //! The thread that owns the connection, and the grouping of commits.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::database::Database;
+use super::inspection;
 use super::lock::StoreLock;
-use crate::backend::{Change, Report};
+use crate::backend::{Change, Report, Tally};
 use crate::error::StoreError;
 use crate::record::{Damage, Key, RecordKind};
 
@@ -39,6 +40,15 @@ pub(super) enum Request {
     },
     Check {
         answer: Answer<Report>,
+    },
+    Discard {
+        kind: RecordKind,
+        key: Key,
+        answer: Answer<bool>,
+    },
+    BackUp {
+        to: PathBuf,
+        answer: Answer<Tally>,
     },
 }
 
@@ -81,6 +91,12 @@ impl Writer {
                 }
                 Request::Check { answer } => {
                     let _ = answer.send(self.database.check());
+                }
+                Request::Discard { kind, key, answer } => {
+                    let _ = answer.send(self.database.discard(kind, &key));
+                }
+                Request::BackUp { to, answer } => {
+                    let _ = answer.send(inspection::back_up(&self.database, &to));
                 }
             }
         }

@@ -1,0 +1,246 @@
+//! The codes of this room, in the order of docs/errors.md, which is written from here.
+
+use dormouse_model::Kind;
+use dormouse_model::code::{Code, Section};
+
+/// Every code, with what it means and what to do.
+pub const SECTIONS: &[Section] = &[Section {
+    title: "Images",
+    intro: "",
+    codes: &[
+        Code::new(
+            "IMAGE_NOT_FOUND",
+            &[Kind::NotFound],
+            "no image has this name or digest",
+            "`dormouse image ls`, or import it",
+        ),
+        Code::new(
+            "IMAGE_AMBIGUOUS",
+            &[Kind::Invalid],
+            "several digests begin so",
+            "write more digits",
+        ),
+        Code::new(
+            "IMAGE_REFERENCE_INVALID",
+            &[Kind::Invalid],
+            "not a name, digest or beginning of a digest",
+            "correct it",
+        ),
+        Code::new(
+            "IMAGE_IN_USE",
+            &[Kind::WrongState],
+            "an instance uses it",
+            "remove the instance first",
+        ),
+        Code::new(
+            "IMAGE_CHANGED",
+            &[Kind::Conflict],
+            "the etag sent is not the image's",
+            "read it again, then repeat",
+        ),
+        Code::new(
+            "IMAGE_REMOVED_MEANWHILE",
+            &[Kind::Conflict],
+            "it was removed while it was imported",
+            "import it again",
+        ),
+        Code::new(
+            "IMAGE_IO",
+            &[Kind::NotFound, Kind::Denied, Kind::Unavailable],
+            "a file could not be read or written",
+            "read the cause",
+        ),
+        Code::new(
+            "IMAGE_DISK_FULL",
+            &[Kind::Exhausted],
+            "the disk or the quota is full",
+            "free space",
+        ),
+        Code::new(
+            "IMAGE_LAYOUT_FOREIGN",
+            &[Kind::Invalid],
+            "neither an OCI archive nor an OCI layout directory",
+            "save the image in OCI format",
+        ),
+        Code::new(
+            "IMAGE_BLOB_MISSING",
+            &[Kind::Corrupt],
+            "the archive lacks a blob that it names",
+            "make the archive again",
+        ),
+        Code::new(
+            "IMAGE_DIGEST_WRONG",
+            &[Kind::Corrupt],
+            "content is not what its digest says",
+            "make the archive again",
+        ),
+        Code::new(
+            "IMAGE_SIZE_WRONG",
+            &[Kind::Corrupt],
+            "a blob is not as long as said",
+            "make the archive again",
+        ),
+        Code::new(
+            "IMAGE_DOCUMENT_UNREADABLE",
+            &[Kind::Invalid],
+            "an index, manifest or configuration cannot be read",
+            "make the archive again",
+        ),
+        Code::new(
+            "IMAGE_PLATFORM_FOREIGN",
+            &[Kind::Unsupported],
+            "no variant for this processor",
+            "import one for it",
+        ),
+        Code::new(
+            "IMAGE_CHOICE_NEEDED",
+            &[Kind::Invalid],
+            "the archive has several images",
+            "make an archive of one",
+        ),
+        Code::new(
+            "IMAGE_MEDIA_UNSUPPORTED",
+            &[Kind::Unsupported],
+            "a blob of a type that is not read",
+            "follow the advice in the message",
+        ),
+        Code::new(
+            "IMAGE_LIMIT_EXCEEDED",
+            &[Kind::Exhausted],
+            "more layers, entries or bytes than the store allows",
+            "make the image smaller",
+        ),
+        Code::new(
+            "IMAGE_LAYER_UNREADABLE",
+            &[Kind::Corrupt],
+            "a layer's compression or tar cannot be read",
+            "make the archive again",
+        ),
+        Code::new(
+            "IMAGE_TOOL_MISSING",
+            &[Kind::Unsupported],
+            "a program is not installed; the message names the package",
+            "install it",
+        ),
+        Code::new(
+            "IMAGE_TOOL_FAILED",
+            &[Kind::Unavailable],
+            "a program failed; the message has its words",
+            "read them",
+        ),
+        Code::new(
+            "IMAGE_TOOL_TIMEOUT",
+            &[Kind::Timeout],
+            "a program did not end in time and was killed",
+            "look at the load of disk and host",
+        ),
+        Code::new(
+            "IMAGE_CANCELLED",
+            &[Kind::Cancelled],
+            "the client went away during an import",
+            "import it again",
+        ),
+        Code::new(
+            "IMAGE_INDEX_FAILED",
+            &[Kind::Unavailable],
+            "the list of images could not be read or written",
+            "see the store's error in the causes",
+        ),
+        Code::new(
+            "IMAGE_RECORD_UNREADABLE",
+            &[Kind::Corrupt],
+            "the record of an image cannot be read",
+            "remove the image, import it again",
+        ),
+        Code::new(
+            "IMAGE_KERNEL_MISSING",
+            &[Kind::NotFound],
+            "there is no guest kernel",
+            "`dormoused --unpack-kernel PACKAGE.deb`, or set `guest.kernel`",
+        ),
+        Code::new(
+            "IMAGE_KERNEL_UNUSABLE",
+            &[Kind::Invalid],
+            "the kernel package cannot be used",
+            "take Debian's linux-image cloud package",
+        ),
+        Code::new(
+            "IMAGE_MODULE_UNUSABLE",
+            &[Kind::Invalid],
+            "a kernel module that guests need is missing or cannot be read",
+            "take Debian's linux-image cloud package",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_ABSOLUTE",
+            &[Kind::Invalid],
+            "a layer has an absolute path",
+            "do not trust the image",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_ESCAPES",
+            &[Kind::Invalid],
+            "a path leads out of the image",
+            "do not trust the image",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_LINK_LOOP",
+            &[Kind::Invalid],
+            "a path goes through more than 40 links",
+            "do not trust the image",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_THROUGH_FILE",
+            &[Kind::Invalid],
+            "a path goes through what is no directory",
+            "make the image again",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_NAME",
+            &[Kind::Invalid],
+            "an empty, too long or NUL-bearing name",
+            "make the image again",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_LINK_TARGET",
+            &[Kind::Invalid],
+            "a hard link to no file of the image",
+            "make the image again",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_SYMLINK_TARGET",
+            &[Kind::Invalid],
+            "a symbolic link without a target, or too long a one",
+            "make the image again",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_DEVICE",
+            &[Kind::Invalid],
+            "a device node",
+            "remove it: guests have their own /dev",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_KIND",
+            &[Kind::Invalid],
+            "a kind of entry that is not unpacked",
+            "make the image again",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_WHITEOUT",
+            &[Kind::Invalid],
+            "a whiteout of nothing",
+            "make the image again",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_EXTENSION",
+            &[Kind::Invalid],
+            "a damaged, too large or contradicting extended header",
+            "make the image again",
+        ),
+        Code::new(
+            "IMAGE_ENTRY_HEADER",
+            &[Kind::Invalid],
+            "a number in a header is none or out of range",
+            "make the image again",
+        ),
+    ],
+}];
