@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dormouse_hypervisor::{
-    BootPart, Deadline, DiskPart, LaunchSpec, Parts, ProgramPart, RamPart, SocketPart, TRANSLATION,
+    BootPart, Deadline, DiskPart, LaunchSpec, OpenError, Parts, ProgramPart, RamPart, SocketPart, TRANSLATION,
 };
 use dormouse_keeper::HeldKind;
+use dormouse_model::error::chain;
 use dormouse_model::{Bytes, ImagePart, Lost, PartFault};
 use dormouse_sys::pidfd::PidFd;
 use dormouse_sys::spawn::Identity;
@@ -184,7 +185,7 @@ impl StepContext {
         let kept = Arc::clone(&self.rooms.kept);
         blocking(move || {
             let name = kept.keep(&source).map_err(|error| failure(&error))?;
-            let part = kept.open(&name).map_err(|lost| failure(&lost))?;
+            let part = kept.open(&name).map_err(|error| failure(&error))?;
             Ok((name, Some(part)))
         })
         .await
@@ -196,7 +197,14 @@ impl StepContext {
             return Ok(None);
         }
         let (kept, name) = (Arc::clone(&self.rooms.kept), name.to_owned());
-        blocking(move || kept.open(&name).map(Some).map_err(StepFailure::untrusted)).await
+        blocking(move || {
+            kept.open(&name).map(Some).map_err(|error| match error {
+                OpenError::Lost(lost) => StepFailure::untrusted(lost),
+                // Nothing is said of the image: the next wake looks again.
+                OpenError::File(error) => StepFailure::Passing { why: chain(&error) },
+            })
+        })
+        .await
     }
 
     fn machine(&self) -> LaunchSpec {
