@@ -433,7 +433,7 @@ mod tests {
             for _ in 0..16 {
                 scope.spawn(|| {
                     let name = kept.keep(&source).unwrap();
-                    assert!(kept.sweep(&[name.clone()].into()).unwrap().is_empty());
+                    assert!(kept.sweep(&BTreeSet::from([name.clone()])).unwrap().is_empty());
                     assert!(kept.open(&name).is_ok());
                 });
             }
@@ -453,7 +453,10 @@ mod tests {
         let part = later.open(&old).unwrap();
         assert_eq!(io::read_to_string(File::from(part.program)).unwrap(), "old");
         assert_eq!(part.data, [PathBuf::from("/usr/share/firmware")]);
-        assert_eq!(later.sweep(&[new.clone()].into()).unwrap(), [old.clone()]);
+        assert_eq!(
+            later.sweep(&BTreeSet::from([new.clone()])).unwrap(),
+            [old.clone()]
+        );
         assert_eq!(fault(&later, &old), PartFault::Missing);
         assert!(later.open(&new).is_ok());
     }
