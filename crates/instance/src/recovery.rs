@@ -2,6 +2,7 @@
 //! `adoption` decides.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -32,8 +33,7 @@ pub(crate) struct Found {
     pub(crate) parts: Parts,
 }
 
-/// Looks at the host. What cannot be looked at counts as not there, except a process: one that lives
-/// and does not answer is still ours, and is ended through its group.
+/// Looks at the host. A process that lives and does not answer is still ours, and is ended through its group.
 pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered) -> Found {
     let id = remembered.view.id;
     let mut parts = Parts::default();
@@ -87,7 +87,16 @@ pub(crate) fn facts(
         | Phase::Deleting => Generation(0),
     };
     let asleep = matches!(remembered.life.phase, Phase::Standby { .. });
-    let look = |path: &Path| asleep.then(|| seen(path)).flatten();
+    let mut unsure = false;
+    let mut look = |path: &Path| match asleep.then(|| seen(path)) {
+        Some(Ok(found)) => found,
+        Some(Err(error)) => {
+            tracing::warn!(instance_id = %id, path = %path.display(), %error, "not looked at");
+            unsure = true;
+            None
+        }
+        None => None,
+    };
     Facts {
         boot,
         start_ticks_at_pid,
@@ -95,6 +104,7 @@ pub(crate) fn facts(
         spilled: look(&files.path(id, Home::Disk)),
         state: look(&layout.state_file(id, generation.0)),
         manifest: look(&layout.manifest_file(id, generation.0)),
+        unsure,
     }
 }
 
@@ -178,11 +188,30 @@ async fn held_tap(rooms: &Rooms, remembered: &Remembered) -> Option<OwnedFd> {
     }
 }
 
-/// A regular file; what cannot be looked at is not there.
-fn seen(path: &Path) -> Option<Seen> {
-    let meta = std::fs::symlink_metadata(path).ok()?;
-    meta.is_file().then(|| Seen {
-        inode: meta.ino(),
-        length: Bytes(meta.len()),
-    })
+/// A regular file. Whether there is one at all, the host may be unable to say.
+fn seen(path: &Path) -> io::Result<Option<Seen>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) => Ok(meta.is_file().then(|| Seen {
+            inode: meta.ino(),
+            length: Bytes(meta.len()),
+        })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_surely_not_there_is_missing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("state.1");
+        assert_eq!(seen(&file).unwrap(), None);
+        std::fs::write(&file, "state").unwrap();
+        assert_eq!(seen(&file).unwrap().unwrap().length, Bytes(5));
+        assert_eq!(seen(scratch.path()).unwrap(), None);
+        assert!(seen(&file.join("state.1")).is_err());
+    }
 }

@@ -507,5 +507,6 @@ fn facts(ground: &Ground, id: WorkloadId, phase: &Phase) -> Facts {
         spilled: memory.and_then(|memory| memory.disk.map(|_| seen(memory.disk_inode))),
         state,
         manifest: state,
+        unsure: false,
     }
 }
