@@ -17,7 +17,7 @@ use self::waiters::Waiters;
 use crate::agent::{AgentEvent, AgentLink, Origin};
 use crate::machine::{
     Answer, Asker, Effect, Exit, Input, Kept, Machine, Outcome, Phase, ProcessIdentity, Removal, Request,
-    Step, Ticket,
+    Step, StepFailure, Ticket,
 };
 use crate::memory::Home;
 use crate::record::Remembered;
@@ -341,8 +341,13 @@ impl Actor {
                     // Cut short, most of the time: a wake wanted the memory that was being copied.
                     tracing::debug!(instance_id = %id, step = name, why, "step given up");
                 }
+                let unwritten = matches!(failure, StepFailure::Unwritten { .. });
                 self.machine
                     .handle(now, Input::StepFailed { number, failure }, effects);
+                if unwritten && counts {
+                    self.remembered.life = self.machine.record().clone();
+                    self.remembered.view.snapshot = SnapshotView::of(&self.remembered.life.phase);
+                }
             }
         }
     }

@@ -15,6 +15,7 @@ use dormouse_keeper::HeldKind;
 use dormouse_model::error::chain;
 use dormouse_model::{Attempt, Fault, Kind};
 use dormouse_network::{Link, LinkCounters};
+use dormouse_store::StoreError;
 use dormouse_sys::fault::Side;
 
 use crate::actor::Cut;
@@ -23,6 +24,7 @@ use crate::machine::{BootId, Done, Exit, ProcessIdentity, Record, Step, StepFail
 use crate::memory::{GuestRam, Home};
 use crate::record::{InstanceRecord, Remembered};
 use crate::rooms::Rooms;
+use crate::sweep::{remove_instance, remove_tree};
 use crate::trust::TrustError;
 
 mod asleep;
@@ -136,6 +138,28 @@ pub(crate) fn failure(error: &dyn Fault) -> StepFailure {
     }
 }
 
+/// A failure of a write of the record: whether it surely changed nothing, as the store says.
+fn unwritten(error: &StoreError) -> StepFailure {
+    match error {
+        StoreError::Full { .. } | StoreError::Commit { .. } => StepFailure::Unwritten { why: chain(error) },
+        StoreError::Broken { .. }
+        | StoreError::Slow { .. }
+        | StoreError::Closed
+        | StoreError::Locked { .. }
+        | StoreError::Open { .. }
+        | StoreError::DatabaseDamaged { .. }
+        | StoreError::LayoutNewer { .. }
+        | StoreError::RecordNewer { .. }
+        | StoreError::Damaged(_)
+        | StoreError::KeyUnusable { .. }
+        | StoreError::Read { .. }
+        | StoreError::Check { .. }
+        | StoreError::BackupExists { .. }
+        | StoreError::Backup { .. }
+        | StoreError::NotSetAside { .. } => failure(error),
+    }
+}
+
 /// A failure to look at an image, or what is wrong with it.
 pub(crate) fn distrust(error: TrustError) -> StepFailure {
     match error {
@@ -238,7 +262,7 @@ impl StepContext {
             .put(id, &self.remembered.to_record())
             .await
             .map(plain)
-            .map_err(|error| failure(&error))
+            .map_err(|error| unwritten(&error))
     }
 
     async fn remove_record(self) -> Outcome {
@@ -399,7 +423,7 @@ impl StepContext {
 
     async fn remove_files(self) -> Outcome {
         let id = self.remembered.view.id;
-        let folders = [self.rooms.layout.instance(id), self.rooms.layout.sockets(id)];
+        let (folder, sockets) = (self.rooms.layout.instance(id), self.rooms.layout.sockets(id));
         let group = self
             .rooms
             .cgroups
@@ -408,14 +432,8 @@ impl StepContext {
         self.alone(move || {
             // Without a reason to be busy: every process of the group was waited for.
             group.remove(1, |_| ()).map_err(|error| failure(&error))?;
-            for folder in &folders {
-                match fs::remove_dir_all(folder) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(file_failure("removing", folder, &error)),
-                }
-            }
-            Ok(())
+            remove_tree(&sockets).map_err(|error| file_failure("removing", &sockets, &error))?;
+            remove_instance(&folder).map_err(|error| file_failure("removing", &folder, &error))
         })
         .await
         .map(plain)

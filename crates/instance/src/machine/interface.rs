@@ -215,6 +215,11 @@ pub enum StepFailure {
         /// The chain of causes.
         why: String,
     },
+    /// A write that surely changed nothing, on a full disk for instance: what was recorded before still is.
+    Unwritten {
+        /// The chain of causes.
+        why: String,
+    },
     /// It will never succeed: a missing binary, a request that makes no sense.
     Lasting {
         /// The chain of causes.
@@ -243,7 +248,10 @@ impl StepFailure {
     #[must_use]
     pub fn why(&self) -> &str {
         match self {
-            Self::Passing { why } | Self::Lasting { why } | Self::Untrusted { why, .. } => why,
+            Self::Passing { why }
+            | Self::Unwritten { why }
+            | Self::Lasting { why }
+            | Self::Untrusted { why, .. } => why,
         }
     }
 }
@@ -258,7 +266,8 @@ pub enum Input {
         /// What it brought.
         done: Done,
     },
-    /// A step failed. For a write this means: nobody knows whether it is durable.
+    /// A step failed. For a write this means: nobody knows whether it is durable, unless it is
+    /// [`StepFailure::Unwritten`].
     StepFailed {
         /// Its number.
         number: Attempt,

@@ -203,6 +203,9 @@ impl Plan {
     pub(super) const fn on_failure(self, step: Kind) -> OnFailure {
         match self {
             Self::Start | Self::Sleep | Self::Wake | Self::ColdBoot => OnFailure::Undo,
+            // A record that says that it runs, of a process that is ended next, at worst makes the next daemon call
+            // it failed. To give its image up now, for a disk that cannot be written, would lose it for sure.
+            Self::Unwake if matches!(step, Kind::UnmarkConsumed) => OnFailure::RetryThenSkip,
             Self::Unsleep
             | Self::LetGo
             | Self::Forget

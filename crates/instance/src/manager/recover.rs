@@ -82,8 +82,8 @@ impl Instances {
                 source,
             })?;
         let (instances, task) = Self::empty(rooms);
-        let aside = listing.damaged.iter().map(|damage| &damage.key);
-        let owners = Owners::new(listing.records.iter().map(|(key, _)| key).chain(aside));
+        let keys = listing.records.iter().map(|(key, _)| key);
+        let owners = Owners::new(keys, !listing.damaged.is_empty());
         for damage in listing.damaged {
             tracing::error!(%damage, "an instance's record is set aside");
         }

@@ -64,7 +64,7 @@ impl Dues {
         let (rooms, remembered) = (Arc::clone(&context.rooms), context.remembered.clone());
         let view = &remembered.view;
         let demand = match step {
-            Step::PrepareDisks if !rooms.layout.disk(view.id).is_file() => {
+            Step::PrepareDisks if !rooms.layout.disk(view.id).exists() => {
                 Some(Demand::Create { disk: view.spec.disk })
             }
             Step::Launch => Some(boot(&remembered)),

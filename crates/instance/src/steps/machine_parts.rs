@@ -45,12 +45,13 @@ impl StepContext {
         let id = self.remembered.view.id;
         let layout = self.rooms.layout.clone();
         let (uid, size) = (self.remembered.uid, self.remembered.view.spec.disk);
+        let had_one = self.remembered.view.started_at.is_some();
         self.alone(move || {
             for folder in [layout.instance(id), layout.sockets(id)] {
                 fs::create_dir_all(&folder).map_err(|error| file_failure("making", &folder, &error))?;
             }
             let disk = layout.disk(id);
-            if !disk.is_file() {
+            if !has_disk(&disk, had_one)? {
                 make_disk(&disk, size)?;
                 // The names of what a sleep of it will flush: once, here, where nobody waits for milliseconds.
                 let folder = layout.instance(id);
@@ -319,7 +320,7 @@ async fn remove_group(group: &dormouse_cgroup::Group) {
         tokio::time::sleep(GONE_PAUSE).await;
     }
     if let Err(error) = group.remove(1, |_| ()) {
-        tracing::warn!(error = %dormouse_model::error::chain(&error), "a control group is left");
+        tracing::warn!(error = %chain(&error), "a control group is left");
     }
 }
 
@@ -344,6 +345,19 @@ fn unopened(error: MemoryError) -> StepFailure {
             failure(&other)
         }
     }
+}
+
+/// Whether there is a writable disk. One that cannot be looked at is not made anew, which would replace it; nor
+/// is one that a guest has written to and that is gone: an empty one in its place would be another's.
+fn has_disk(disk: &Path, had_one: bool) -> Result<bool, StepFailure> {
+    let there = disk
+        .try_exists()
+        .map_err(|error| file_failure("looking at", disk, &error))?;
+    if had_one && !there {
+        let why = format!("its writable disk {} is gone: put it back", disk.display());
+        return Err(StepFailure::Lasting { why });
+    }
+    Ok(there)
 }
 
 /// Makes the writable disk under another name first: one that a crash left half made is not taken for it.
@@ -420,4 +434,25 @@ fn connect_early(path: &Path) -> Option<std::os::unix::net::UnixStream> {
     let stream = std::os::unix::net::UnixStream::connect(path).ok()?;
     stream.set_nonblocking(true).ok()?;
     Some(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_made_once() {
+        let scratch = tempfile::tempdir().unwrap();
+        let disk = scratch.path().join("disk.ext4");
+        assert_eq!(has_disk(&disk, false), Ok(false));
+        assert!(matches!(has_disk(&disk, true), Err(StepFailure::Lasting { .. })));
+        fs::write(&disk, "x").unwrap();
+        assert_eq!(has_disk(&disk, true), Ok(true));
+        // What cannot be looked at may be there.
+        let hidden = disk.join("disk.ext4");
+        for had_one in [false, true] {
+            let looked = has_disk(&hidden, had_one);
+            assert!(matches!(looked, Err(StepFailure::Passing { .. })), "{looked:?}");
+        }
+    }
 }

@@ -254,6 +254,19 @@ impl Host {
                 });
             }
             Step::Spill { image } => {
+                // It replaces an earlier copy, which whoever comes after a crash must not be told to load.
+                for record in &self.durable {
+                    let names_a_copy = matches!(
+                        record.phase,
+                        Phase::Standby {
+                            image: MemoryImage {
+                                kept: Kept::Spilled { .. },
+                                ..
+                            }
+                        }
+                    );
+                    assert!(!names_a_copy, "a copy is replaced that {record:?} names");
+                }
                 return Done::Image(MemoryImage {
                     kept: Kept::Spilled { inode: 2 },
                     // Settled later, now and then.
