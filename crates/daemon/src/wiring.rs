@@ -51,6 +51,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// How many sleepers' memory is read at a time in the background: one keeps a processor and the disk busy.
 const SETTLING: usize = 1;
 
+/// How many sleepers' memory is copied to disk at a time: while one is flushed, others are read.
+const SPILLING: usize = 4;
+
 /// The tasks without which the daemon is of no use: when one ends, the daemon does.
 pub type Tasks = JoinSet<&'static str>;
 
@@ -109,6 +112,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         boot_timeout: config.boot_timeout,
         boot_id: host::boot_id()?,
         settling: Arc::new(tokio::sync::Semaphore::new(SETTLING)),
+        spilling: Arc::new(tokio::sync::Semaphore::new(SPILLING)),
     });
     let instances = recover(config, Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use dormouse_model::{Attempt, FailReason, Fault, MonoTime, State, WakeCause};
+use dormouse_model::{Attempt, FailReason, Fault, Generation, MonoTime, State, WakeCause};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -323,6 +323,9 @@ impl Actor {
                 self.figures
                     .step_done(&step, self.machine.state(), now, &mut self.remembered.view);
                 self.apply(change);
+                if step == Step::Resume {
+                    self.drop_states_up_to(self.remembered.life.generation.next());
+                }
                 self.machine
                     .handle(now, Input::StepDone { number, done }, effects);
                 self.publish_update();
@@ -421,10 +424,16 @@ impl Actor {
         let Phase::Standby { image } = self.remembered.life.phase else {
             return;
         };
+        self.drop_states_up_to(image.generation);
+    }
+
+    /// Removes states and manifests of generations before `kept`: an image goes once its guest runs on, so that
+    /// not even a record from a backup can have it loaded over memory that has changed since.
+    fn drop_states_up_to(&mut self, kept: Generation) {
         let id = self.remembered.view.id;
         let layout = self.rooms.layout.clone();
         self.chores.spawn_blocking(move || {
-            if let Err(failure) = crate::steps::drop_earlier_states(&layout.instance(id), image.generation) {
+            if let Err(failure) = crate::steps::drop_earlier_states(&layout.instance(id), kept) {
                 tracing::warn!(instance_id = %id, why = failure.why(), "earlier states are left");
             }
         });

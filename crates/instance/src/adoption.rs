@@ -363,11 +363,16 @@ mod tests {
             check_by(OnLostMemory::ColdBoot, phase, facts, &format!("cold: {want}"));
         }
         // The disk did not answer: that is no reason to give an image up.
-        let unsure = changed(|facts| {
-            facts.unsure = true;
-            facts.spilled = None;
-        });
-        check(phase(HERE, spilled, open), unsure, "keep");
+        let unsure = Facts {
+            unsure: true,
+            resident: None,
+            ..FACTS
+        };
+        check(
+            asleep(HERE, Kept::Resident { inode: 11 }, Settled::Open),
+            unsure,
+            "keep",
+        );
         let lost = Lost::plain(ImagePart::Disk, PartFault::Digest);
         check(
             Phase::Cold { lost },

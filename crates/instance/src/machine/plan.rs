@@ -313,9 +313,9 @@ pub struct Limits {
     pub process: Duration,
     /// For making or removing disks.
     pub files: Duration,
-    /// For copying memory to disk, and for comparing it before a wake.
-    pub spill: Duration,
-    /// For settling memory in the background, behind that of all other sleepers.
+    /// For comparing memory before a wake.
+    pub verify: Duration,
+    /// For copying or settling memory in the background, behind that of all other sleepers.
     pub settle: Duration,
     /// From the launch until the guest must be ready.
     pub ready: Duration,
@@ -337,7 +337,7 @@ impl Limits {
         prove: Duration::from_secs(2),
         process: Duration::from_secs(60),
         files: Duration::from_secs(300),
-        spill: Duration::from_secs(600),
+        verify: Duration::from_secs(600),
         settle: Duration::from_secs(6 * 3600),
         ready: Duration::from_secs(300),
         removal_grace: Duration::from_secs(2),
@@ -379,8 +379,8 @@ impl Limits {
             Kind::Prove => self.prove,
             Kind::Launch | Kind::Save | Kind::Restore => self.process,
             Kind::PrepareDisks | Kind::RemoveFiles => self.files,
-            Kind::Spill | Kind::Verify => self.spill,
-            Kind::Settle => self.settle,
+            Kind::Verify => self.verify,
+            Kind::Spill | Kind::Settle => self.settle,
             Kind::Shutdown => self.step.saturating_add(grace),
         }
     }

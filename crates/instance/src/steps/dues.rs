@@ -78,7 +78,28 @@ impl Dues {
             Step::Spill { .. } => Some(Demand::Spill {
                 occupied: rooms.layout.images().occupied(view.id, Home::Tmpfs),
             }),
-            _ => None,
+            Step::Write(_)
+            | Step::PrepareDisks
+            | Step::AttachLink
+            | Step::MakeTap
+            | Step::Open
+            | Step::Drain
+            | Step::Prove
+            | Step::Pause
+            | Step::Save { .. }
+            | Step::LetGo
+            | Step::DropResident
+            | Step::Settle { .. }
+            | Step::Verify { .. }
+            | Step::Resume
+            | Step::Greet
+            | Step::Shutdown { .. }
+            | Step::EndProcess
+            | Step::ReleaseLink
+            | Step::DropMemory
+            | Step::RemoveFiles
+            | Step::RemoveRecord
+            | Step::FreeAddresses => None,
         };
         Self {
             rooms,

@@ -255,18 +255,7 @@ impl Host {
             }
             Step::Spill { image } => {
                 // It replaces an earlier copy, which whoever comes after a crash must not be told to load.
-                for record in &self.durable {
-                    let names_a_copy = matches!(
-                        record.phase,
-                        Phase::Standby {
-                            image: MemoryImage {
-                                kept: Kept::Spilled { .. },
-                                ..
-                            }
-                        }
-                    );
-                    assert!(!names_a_copy, "a copy is replaced that {record:?} names");
-                }
+                assert!(!self.durable.iter().any(names_a_copy), "{:?}", self.durable);
                 return Done::Image(MemoryImage {
                     kept: Kept::Spilled { inode: 2 },
                     // Settled later, now and then.
@@ -401,6 +390,13 @@ impl Host {
             "a process exactly when {}",
             self.published
         );
+    }
+}
+
+fn names_a_copy(record: &Record) -> bool {
+    match record.phase {
+        Phase::Standby { image } => matches!(image.kept, Kept::Spilled { .. }),
+        _ => false,
     }
 }
 
