@@ -380,7 +380,12 @@ impl Actor {
         match change {
             Change::Nothing => {}
             Change::Link(link) => self.parts.link = link,
-            Change::Tap(tap) => self.parts.tap = tap.map(Arc::new),
+            Change::Tap(tap) => {
+                self.parts.tap = tap.map(Arc::new);
+                // A link that could not be made earlier comes with it.
+                let made = || self.rooms.network.link(self.remembered.view.id);
+                self.parts.link = self.parts.link.take().or_else(made);
+            }
             Change::Drained(counters) => self.parts.drained = Some(counters),
             Change::Started { vm, ram, monitor } => {
                 // The process has the tap now, and the link.

@@ -7,7 +7,7 @@ use dormouse_model::policy::{PolicySetting, RawPolicy};
 use dormouse_model::spec::Placement;
 use dormouse_model::{
     Addresses, Bytes, Digest, FailReason, Fault, Generation, ImagePart, InstanceSpec, Kind, Lost, MacAddress,
-    PartFault, State, WallTime, WorkloadId,
+    Name, PartFault, State, WallTime, WorkloadId,
 };
 
 use crate::machine::{self, BootId, Expected, Kept, Phase, ProcessIdentity, Readiness, Settled};
@@ -186,6 +186,15 @@ fn addresses_from(record: &InstanceRecord) -> Result<Addresses, RecordError> {
         ipv6: ipv6.into(),
         mac: MacAddress(mac),
     })
+}
+
+impl InstanceRecord {
+    /// What an instance has even when the rest of its record cannot be understood: addresses, the user id of
+    /// its VMM, and its name.
+    pub(crate) fn holdings(&self) -> (Option<Addresses>, u32, Option<Name>) {
+        let name = self.spec.as_ref().and_then(|spec| spec.name.parse().ok());
+        (addresses_from(self).ok(), self.uid, name)
+    }
 }
 
 /// The name of a phase in a record.

@@ -250,8 +250,13 @@ impl StepContext {
         self.parts.vm.as_ref().ok_or_else(|| missing("process"))
     }
 
-    fn link(&self) -> Result<&Link, StepFailure> {
-        self.parts.link.as_ref().ok_or_else(|| missing("link"))
+    fn link(&self) -> Result<Link, StepFailure> {
+        let made = || self.rooms.network.link(self.remembered.view.id);
+        self.parts
+            .link
+            .clone()
+            .or_else(made)
+            .ok_or_else(|| missing("link"))
     }
 
     async fn write(mut self, record: Record) -> Outcome {
@@ -275,25 +280,27 @@ impl StepContext {
     }
 
     async fn attach_link(self) -> Outcome {
-        if self.parts.link.is_some() {
-            return PLAIN;
-        }
-        let view = &self.remembered.view;
-        // Made by a step whose report came too late.
-        if let Some(link) = self.rooms.network.link(view.id) {
-            return Ok((Done::Plain, Change::Link(Some(link))));
-        }
-        let link = self
-            .rooms
-            .network
-            .attach(view.id, view.addresses)
-            .await
-            .map_err(|error| failure(&error))?;
+        let link = self.attached().await?;
         Ok((Done::Plain, Change::Link(Some(link))))
     }
 
+    /// The link; made unless it is there, perhaps by a step whose report came too late.
+    async fn attached(&self) -> Result<Link, StepFailure> {
+        if let Ok(link) = self.link() {
+            return Ok(link);
+        }
+        let view = &self.remembered.view;
+        let attached = self.rooms.network.attach(view.id, view.addresses).await;
+        attached.map_err(|error| failure(&error))
+    }
+
     async fn make_tap(self) -> Outcome {
-        let tap = self.link()?.make_tap().await.map_err(|error| failure(&error))?;
+        let tap = self
+            .attached()
+            .await?
+            .make_tap()
+            .await
+            .map_err(|error| failure(&error))?;
         let copy = tap
             .try_clone()
             .map_err(|error| file_failure("duplicating", Path::new("tap"), &error))?;

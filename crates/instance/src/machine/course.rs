@@ -421,24 +421,7 @@ impl Machine {
             }
             Plan::Wake => {
                 self.write_unknown |= unknown && matches!(kind, Kind::MarkConsumed | Kind::WriteImage);
-                self.unwoken = match failure {
-                    StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => {
-                        WakeEnd::StillAsleep { why }
-                    }
-                    StepFailure::Untrusted { lost, .. } => WakeEnd::Failed {
-                        why: self.note_loss((**lost).clone()),
-                    },
-                    // Whoever alone can load it will not: by policy that is as good as no image.
-                    StepFailure::Lasting { .. }
-                        if kind == Kind::Restore && self.settings.on_lost == OnLostMemory::ColdBoot =>
-                    {
-                        let lost = Lost::differs(ImagePart::State, PartFault::Refused, why, "");
-                        WakeEnd::Failed {
-                            why: self.note_loss(lost),
-                        }
-                    }
-                    StepFailure::Lasting { .. } => WakeEnd::Failed { why },
-                };
+                self.unwoken = self.unwoken_by(kind, failure);
                 self.begin(now, Plan::Unwake, out);
             }
             Plan::ColdBoot if self.turn == Some(Turn::Stop) => self.begin_stop(now, out),
@@ -475,6 +458,27 @@ impl Machine {
             | Plan::Stop
             | Plan::Bury
             | Plan::Delete => {}
+        }
+    }
+
+    /// How a wake ends whose step `kind` failed.
+    fn unwoken_by(&mut self, kind: Kind, failure: &StepFailure) -> WakeEnd {
+        let why = failure.why().to_owned();
+        match failure {
+            StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => WakeEnd::StillAsleep { why },
+            StepFailure::Untrusted { lost, .. } => WakeEnd::Failed {
+                why: self.note_loss((**lost).clone()),
+            },
+            // Of the host, not of the image.
+            StepFailure::Lasting { .. } if kind != Kind::Restore => WakeEnd::StillAsleep { why },
+            // Whoever alone can load it will not: by policy that is as good as no image.
+            StepFailure::Lasting { .. } if self.settings.on_lost == OnLostMemory::ColdBoot => {
+                let lost = Lost::differs(ImagePart::State, PartFault::Refused, why, "");
+                WakeEnd::Failed {
+                    why: self.note_loss(lost),
+                }
+            }
+            StepFailure::Lasting { .. } => WakeEnd::Failed { why },
         }
     }
 

@@ -304,7 +304,8 @@ pub enum Step {
     /// Make the workload's link: routes to the parking device, nothing open. A link that is there
     /// already, with what is parked, is taken over as it is, open or shut.
     AttachLink,
-    /// Make the tap that lives as long as somebody holds its descriptor.
+    /// Make the tap that lives as long as somebody holds its descriptor; and the link, where it could not be made
+    /// earlier.
     MakeTap,
     /// Start a process that boots the guest.
     Launch,

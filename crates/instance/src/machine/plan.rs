@@ -206,6 +206,9 @@ impl Plan {
             // A record that says that it runs, of a process that is ended next, at worst makes the next daemon call
             // it failed. To give its image up now, for a disk that cannot be written, would lose it for sure.
             Self::Unwake if matches!(step, Kind::UnmarkConsumed) => OnFailure::RetryThenSkip,
+            // A sleeper without a link is not heard when it is knocked for; its image is as good as before, and the
+            // wake that somebody asks for makes the link.
+            Self::Leftover | Self::Forget if matches!(step, Kind::AttachLink) => OnFailure::RetryThenSkip,
             Self::Unsleep
             | Self::LetGo
             | Self::Forget

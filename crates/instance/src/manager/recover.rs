@@ -90,10 +90,12 @@ impl Instances {
         let leftovers = Leftovers::find(&instances.shared.rooms).await;
         let (mut sleepers, mut others) = (Vec::new(), Vec::new());
         for (key, record) in listing.records {
-            let mut remembered = match Remembered::from_record(record) {
+            let read = Remembered::from_record(record.clone());
+            let mut remembered = match read {
                 Ok(remembered) => remembered,
                 Err(error) => {
                     tracing::error!(%key, %error, "an instance's record is passed over");
+                    instances.keep_for(key.workload(), &record);
                     continue;
                 }
             };
@@ -152,6 +154,21 @@ impl Instances {
             notices: receiver,
         };
         (Self { shared }, task)
+    }
+
+    /// Nobody else gets what belongs to an instance whose record is not understood: its guest may run, and a
+    /// newer daemon may know it again.
+    fn keep_for(&self, id: Option<WorkloadId>, record: &InstanceRecord) {
+        let Some(id) = id else { return };
+        let (addresses, uid, name) = record.holdings();
+        let mut registry = self.shared.registry();
+        if let Some(addresses) = addresses {
+            // Taken already is as well.
+            drop(registry.pool.claim(addresses));
+        }
+        registry.uids.insert(uid);
+        registry.leases.insert(id, record.image_digest.clone());
+        registry.names.extend(name.map(|name| (name, id)));
     }
 
     /// Takes what the record says that the instance has.

@@ -182,3 +182,13 @@ fn impossible_fields_are_named() {
         assert_eq!(Remembered::from_record(record), Err(RecordError { field }));
     }
 }
+
+#[test]
+fn what_is_not_understood_still_has_its_addresses_and_name() {
+    let mut record = remembered().to_record();
+    record.phase = "of a newer daemon".to_owned();
+    let view = remembered().view;
+    let holdings = (Some(view.addresses), remembered().uid, Some(view.spec.name));
+    assert_eq!(record.holdings(), holdings);
+    assert!(Remembered::from_record(record).is_err());
+}
