@@ -29,6 +29,7 @@ use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
 use dormouse_store::{Damage, Store, StoreError};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
+use tokio::sync::Semaphore;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
@@ -83,7 +84,6 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
     let mut tasks = Tasks::new();
     let plane = open_plane(config, &mark, &mut tasks).await?;
     let (observer, observations) = open_observer(config, &mut tasks)?;
-    let holder = keeper::reach(&config.run_directory).await?;
     let (clock, host_facts) = (Arc::new(Clock), HostFacts::read());
     let watchbook = Arc::new(Watchbook::new(observer.clone()));
     let (placement, boot) = (placement(config, &host_facts), guest_boot(config));
@@ -95,7 +95,7 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         kept: Arc::new(KeptPrograms::new(config.data_directory.join("vmm"))),
         network: plane.network.clone(),
         images: Arc::new(images.clone()),
-        holder: Arc::new(holder),
+        holder: Arc::new(keeper::reach(&config.run_directory).await?),
         vmm_namespace: Arc::new(host::vmm_namespace(&config.run_directory)?),
         cgroups,
         proof: Arc::clone(&watchbook) as Arc<dyn dormouse_instance::rooms::IdleProof>,
@@ -111,8 +111,8 @@ pub async fn join(config: &Config, stop: CancellationToken) -> Result<House, Dae
         boot,
         boot_timeout: config.boot_timeout,
         boot_id: host::boot_id()?,
-        settling: Arc::new(tokio::sync::Semaphore::new(SETTLING)),
-        spilling: Arc::new(tokio::sync::Semaphore::new(SPILLING)),
+        settling: Arc::new(Semaphore::new(SETTLING)),
+        spilling: Arc::new(Semaphore::new(SPILLING)),
     });
     let instances = recover(config, Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {
