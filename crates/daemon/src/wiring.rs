@@ -30,6 +30,7 @@ use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
 use dormouse_store::{Damage, Store, StoreError};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
+use tokio::sync::Semaphore;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
@@ -55,6 +56,9 @@ const KEEPER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How many sleepers' memory is read at a time in the background: one keeps a processor and the disk busy.
 const SETTLING: usize = 1;
+
+/// How many sleepers' memory is copied to disk at a time: while one is flushed, others are read.
+const SPILLING: usize = 4;
 
 /// The tasks without which the daemon is of no use: when one ends, the daemon does.
 pub type Tasks = JoinSet<&'static str>;
@@ -117,7 +121,8 @@ pub async fn join(
         boot,
         boot_timeout: config.boot_timeout,
         boot_id: host::boot_id()?,
-        settling: Arc::new(tokio::sync::Semaphore::new(SETTLING)),
+        settling: Arc::new(Semaphore::new(SETTLING)),
+        spilling: Arc::new(Semaphore::new(SPILLING)),
     });
     let (instances, changes) = recover(config, Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {

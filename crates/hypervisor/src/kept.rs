@@ -51,6 +51,8 @@ pub struct ProgramPart {
 pub struct KeptPrograms {
     root: PathBuf,
     known: Mutex<Known>,
+    /// Held by whoever makes or drops folders: two that make the same one would take it from each other.
+    changing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -96,6 +98,44 @@ impl Fault for KeepError {
     }
 }
 
+/// A kept program that is not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is not what was kept.
+    #[error("the monitor's program is lost")]
+    Lost(#[source] Lost),
+    /// It cannot be looked at, for reasons that may pass.
+    #[error("looking at a kept program")]
+    File(#[source] KeepError),
+}
+
+impl From<Lost> for OpenError {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+impl From<KeepError> for OpenError {
+    fn from(error: KeepError) -> Self {
+        Self::File(error)
+    }
+}
+
+impl Fault for OpenError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Lost(lost) => lost.kind(),
+            Self::File(error) => error.kind(),
+        }
+    }
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Lost(lost) => lost.code(),
+            Self::File(error) => error.code(),
+        }
+    }
+}
+
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> KeepError + '_ {
     move |source| KeepError {
         path: path.to_owned(),
@@ -110,7 +150,13 @@ impl KeptPrograms {
         Self {
             root,
             known: Mutex::default(),
+            changing: Mutex::default(),
         }
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        // What a panic left half made has another name, and is made anew.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -133,9 +179,15 @@ impl KeptPrograms {
         let digest = digest_of(&source.program, &source.modules)?;
         let name = format!("{}-{}", source.version, digest.short());
         let folder = self.root.join(&name);
-        if self.compare(&name).is_err() {
-            self.make(source, &folder)?;
+        // Looked at under the lock: another may have made it meanwhile.
+        let making = self.changing();
+        match self.compare(&name) {
+            Ok(()) => {}
+            Err(OpenError::Lost(_)) => self.make(source, &folder)?,
+            // Sleepers may need what is there.
+            Err(OpenError::File(error)) => return Err(error),
         }
+        drop(making);
         self.known().sources.insert(source.clone(), name.clone());
         Ok(name)
     }
@@ -186,12 +238,13 @@ impl KeptPrograms {
     /// it takes once a daemon, and whenever the files have changed since.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub fn open(&self, name: &str) -> Result<ProgramPart, Lost> {
+    /// What is wrong with it, or that it cannot be looked at now.
+    pub fn open(&self, name: &str) -> Result<ProgramPart, OpenError> {
         self.compare(name)?;
         let folder = self.root.join(name);
-        let open = |path: &Path| File::open(path).map_err(|error| unreadable(&error));
-        let data = fs::read_to_string(folder.join(DATA)).map_err(|error| unreadable(&error))?;
+        let open = |path: &Path| File::open(path).map_err(unopened(path));
+        let data = folder.join(DATA);
+        let data = fs::read_to_string(&data).map_err(unopened(&data))?;
         Ok(ProgramPart {
             program: open(&folder.join(PROGRAM))?.into(),
             modules: open(&folder.join(MODULES))?.into(),
@@ -199,24 +252,26 @@ impl KeptPrograms {
         })
     }
 
-    fn compare(&self, name: &str) -> Result<(), Lost> {
+    fn compare(&self, name: &str) -> Result<(), OpenError> {
         const PART: ImagePart = ImagePart::Monitor;
+        let lost = |fault, found: &str, wanted: &str| Lost::differs(PART, fault, found, wanted);
         // A name is one of ours, never a path to elsewhere.
         let Some((version, wanted)) = name.rsplit_once('-') else {
-            return Err(Lost::differs(PART, PartFault::Malformed, name, ""));
+            return Err(lost(PartFault::Malformed, name, "").into());
         };
         if version.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
-            return Err(Lost::differs(PART, PartFault::Malformed, name, ""));
+            return Err(lost(PartFault::Malformed, name, "").into());
         }
         let folder = self.root.join(name);
-        let (program, modules) = (folder.join(PROGRAM), files_of(&folder.join(MODULES)));
-        let stamps = stamps(&program, &modules).map_err(|error| unreadable(&error))?;
+        let (program, modules) = (folder.join(PROGRAM), folder.join(MODULES));
+        let modules = files_of(&modules).map_err(unopened(&modules))?;
+        let stamps = stamps(&program, &modules).map_err(unopened(&program))?;
         if self.known().sound.get(name) == Some(&stamps) {
             return Ok(());
         }
-        let found = digest_of(&program, &modules).map_err(|error| unreadable(&error.source))?;
+        let found = digest_of(&program, &modules).map_err(|error| unopened(&error.path)(error.source))?;
         if found.short() != wanted {
-            return Err(Lost::differs(PART, PartFault::Digest, found.short(), wanted));
+            return Err(lost(PartFault::Digest, &found.short(), wanted).into());
         }
         self.known().sound.insert(name.to_owned(), stamps);
         Ok(())
@@ -233,6 +288,7 @@ impl KeptPrograms {
             Err(error) => return Err(failed(&self.root)(error)),
         };
         let (mut dropped, mut outcome) = (Vec::new(), Ok(()));
+        let _changing = self.changing();
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if in_use.contains(&name) {
@@ -247,22 +303,30 @@ impl KeptPrograms {
     }
 }
 
-fn unreadable(error: &io::Error) -> Lost {
+/// What an error of a kept file means: one that is not there, and one that the disk cannot give back, will not
+/// get better. Anything else, a limit on open files for instance, says nothing of what is kept, and no image is
+/// given up for it.
+fn unopened(path: &Path) -> impl FnOnce(io::Error) -> OpenError + '_ {
     const PART: ImagePart = ImagePart::Monitor;
-    match error.kind() {
-        io::ErrorKind::NotFound => Lost::plain(PART, PartFault::Missing),
-        _ => Lost::differs(PART, PartFault::Unreadable, error, ""),
+    move |source| match (source.kind(), source.raw_os_error()) {
+        (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory, _) => {
+            Lost::plain(PART, PartFault::Missing).into()
+        }
+        (io::ErrorKind::InvalidData, _) | (_, Some(nix::libc::EIO | nix::libc::EUCLEAN)) => {
+            Lost::differs(PART, PartFault::Unreadable, source, "").into()
+        }
+        (_, _) => failed(path)(source).into(),
     }
 }
 
-/// The files of a folder in the order of their names; of none there are none.
-fn files_of(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Vec::new();
-    };
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+/// The files of a folder in the order of their names.
+fn files_of(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder)?;
+    let mut files = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<Vec<_>>>()?;
     files.sort();
-    files
+    Ok(files)
 }
 
 fn stamps(program: &Path, modules: &[PathBuf]) -> io::Result<Vec<Stamp>> {
@@ -338,6 +402,44 @@ mod tests {
         }
     }
 
+    fn fault(kept: &KeptPrograms, name: &str) -> PartFault {
+        match kept.open(name).unwrap_err() {
+            OpenError::Lost(lost) => lost.fault,
+            OpenError::File(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn only_what_will_not_get_better_is_lost() {
+        let passes = |errno| {
+            let error = unopened(Path::new("program"))(io::Error::from_raw_os_error(errno));
+            matches!(error, OpenError::File(_))
+        };
+        use nix::libc::{EACCES, EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR, EUCLEAN};
+        for errno in [EMFILE, ENFILE, ENOMEM, EACCES, EINTR] {
+            assert!(passes(errno), "{errno}");
+        }
+        for errno in [ENOENT, ENOTDIR, EIO, EUCLEAN] {
+            assert!(!passes(errno), "{errno}");
+        }
+    }
+
+    #[test]
+    fn many_who_keep_one_program_at_once_get_it_whole() {
+        let scratch = tempfile::tempdir().unwrap();
+        let kept = KeptPrograms::new(scratch.path().join("vmm"));
+        let source = source(scratch.path(), &"program".repeat(10_000));
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    let name = kept.keep(&source).unwrap();
+                    assert!(kept.sweep(&BTreeSet::from([name.clone()])).unwrap().is_empty());
+                    assert!(kept.open(&name).is_ok());
+                });
+            }
+        });
+    }
+
     #[test]
     fn what_is_kept_outlives_an_upgrade_and_goes_when_nobody_names_it() {
         let scratch = tempfile::tempdir().unwrap();
@@ -351,8 +453,11 @@ mod tests {
         let part = later.open(&old).unwrap();
         assert_eq!(io::read_to_string(File::from(part.program)).unwrap(), "old");
         assert_eq!(part.data, [PathBuf::from("/usr/share/firmware")]);
-        assert_eq!(later.sweep(&[new.clone()].into()).unwrap(), [old.clone()]);
-        assert_eq!(later.open(&old).unwrap_err().fault, PartFault::Missing);
+        assert_eq!(
+            later.sweep(&BTreeSet::from([new.clone()])).unwrap(),
+            [old.clone()]
+        );
+        assert_eq!(fault(&later, &old), PartFault::Missing);
         assert!(later.open(&new).is_ok());
     }
 
@@ -365,7 +470,7 @@ mod tests {
         let program = scratch.path().join("vmm").join(&name).join(PROGRAM);
         fs::remove_file(&program).unwrap();
         fs::write(&program, "prOgram").unwrap();
-        assert_eq!(kept.open(&name).unwrap_err().fault, PartFault::Digest);
+        assert_eq!(fault(&kept, &name), PartFault::Digest);
         let module = scratch
             .path()
             .join("vmm")
@@ -373,7 +478,7 @@ mod tests {
             .join(MODULES)
             .join("accel.so");
         fs::remove_file(module).unwrap();
-        assert_eq!(kept.open(&name).unwrap_err().fault, PartFault::Digest);
+        assert_eq!(fault(&kept, &name), PartFault::Digest);
         // A daemon that starts has the sound one of the host.
         let later = KeptPrograms::new(scratch.path().join("vmm"));
         assert_eq!(later.keep(&source).unwrap(), name);
@@ -385,7 +490,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let kept = KeptPrograms::new(scratch.path().to_owned());
         for name in ["", "x", "../x-1", "-1", ".-1", "a/b-1"] {
-            assert_eq!(kept.open(name).unwrap_err().fault, PartFault::Malformed, "{name}");
+            assert_eq!(fault(&kept, name), PartFault::Malformed, "{name}");
         }
     }
 }

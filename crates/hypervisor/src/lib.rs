@@ -48,7 +48,7 @@ pub const TRANSLATION: u32 = 1;
 
 pub use accelerator::Accelerator;
 pub use error::DriverError;
-pub use kept::{KeptPrograms, ProgramPart, ProgramSource};
+pub use kept::{KeepError, KeptPrograms, OpenError, ProgramPart, ProgramSource};
 pub use parts::{BootPart, DiskPart, LaunchSpec, Parts, RamPart, Sharing, SocketPart};
 pub use port::{Abilities, Adopted, Balloon, Deadline, Driver, DriverKind, Probe, Saved, Vm, VmStatus};
 pub use process::{ExitReason, Gone, ProcessIdentity, ProcessRecord};

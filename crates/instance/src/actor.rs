@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use dormouse_model::{Attempt, FailReason, Fault, MonoTime, State, WakeCause};
+use dormouse_model::{Attempt, FailReason, Fault, Generation, MonoTime, State, WakeCause};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -17,7 +17,7 @@ use self::waiters::Waiters;
 use crate::agent::{AgentEvent, AgentLink, Origin};
 use crate::machine::{
     Answer, Asker, Effect, Exit, Input, Kept, Machine, Outcome, Phase, ProcessIdentity, Removal, Request,
-    Step, Ticket,
+    Step, StepFailure, Ticket,
 };
 use crate::memory::Home;
 use crate::record::Remembered;
@@ -330,6 +330,9 @@ impl Actor {
                 self.figures
                     .step_done(&step, self.machine.state(), now, &mut self.remembered.view);
                 self.apply(change);
+                if step == Step::Resume {
+                    self.drop_states_up_to(self.remembered.life.generation.next());
+                }
                 self.machine
                     .handle(now, Input::StepDone { number, done }, effects);
                 self.publish_update();
@@ -348,8 +351,13 @@ impl Actor {
                     // Cut short, most of the time: a wake wanted the memory that was being copied.
                     tracing::debug!(instance_id = %id, step = name, why, "step given up");
                 }
+                let unwritten = matches!(failure, StepFailure::Unwritten { .. });
                 self.machine
                     .handle(now, Input::StepFailed { number, failure }, effects);
+                if unwritten && counts {
+                    self.remembered.life = self.machine.record().clone();
+                    self.remembered.view.snapshot = SnapshotView::of(&self.remembered.life.phase);
+                }
             }
         }
     }
@@ -379,7 +387,12 @@ impl Actor {
         match change {
             Change::Nothing => {}
             Change::Link(link) => self.parts.link = link,
-            Change::Tap(tap) => self.parts.tap = tap.map(Arc::new),
+            Change::Tap(tap) => {
+                self.parts.tap = tap.map(Arc::new);
+                // A link that could not be made earlier comes with it.
+                let made = || self.rooms.network.link(self.remembered.view.id);
+                self.parts.link = self.parts.link.take().or_else(made);
+            }
             Change::Drained(counters) => self.parts.drained = Some(counters),
             Change::Started { vm, ram, monitor } => {
                 // The process has the tap now, and the link.
@@ -423,10 +436,16 @@ impl Actor {
         let Phase::Standby { image } = self.remembered.life.phase else {
             return;
         };
+        self.drop_states_up_to(image.generation);
+    }
+
+    /// Removes states and manifests of generations before `kept`: an image goes once its guest runs on, so that
+    /// not even a record from a backup can have it loaded over memory that has changed since.
+    fn drop_states_up_to(&mut self, kept: Generation) {
         let id = self.remembered.view.id;
         let layout = self.rooms.layout.clone();
         self.chores.spawn_blocking(move || {
-            if let Err(failure) = crate::steps::drop_earlier_states(&layout.instance(id), image.generation) {
+            if let Err(failure) = crate::steps::drop_earlier_states(&layout.instance(id), kept) {
                 tracing::warn!(instance_id = %id, why = failure.why(), "earlier states are left");
             }
         });

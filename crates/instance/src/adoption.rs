@@ -11,6 +11,7 @@
 //! | `Running` | its process, which does not answer | failed: not answering; the burial ends it |
 //! | `Running` | no such process | failed: ended meanwhile, as its pidfd tells if one was kept, or the host rebooted; by policy started again after a reboot |
 //! | `Standby` | its image: all parts, of the recorded lengths, of this boot or settled on disk | kept asleep; a process of it is a leftover and ends |
+//! | `Standby` | files of which the host cannot say whether they are there | kept asleep; the wake looks again |
 //! | `Standby` | no image, or another | failed with the part that is wrong; by policy asleep without an image |
 //! | `Cold` | anything | asleep without an image |
 //! | `Stopping`, `Failed`, `Deleting` | anything | finished |
@@ -41,6 +42,8 @@ pub struct Facts {
     pub state: Option<Seen>,
     /// The manifest of the recorded generation.
     pub manifest: Option<Seen>,
+    /// Whether one of these could not be looked at: nothing is concluded from what is missing then.
+    pub unsure: bool,
 }
 
 /// What was heard of a recorded process, beside that it is there or not.
@@ -128,6 +131,7 @@ pub fn decide(record: &Record, facts: &Facts, on_lost: OnLostMemory) -> Decision
         Phase::Stopped => Decision::Rest,
         Phase::Starting => Decision::Finish(Unfinished::Start),
         Phase::Running { process, readiness } => running(*process, *readiness, facts, on_lost),
+        Phase::Standby { image } if facts.unsure => Decision::KeepAsleep { image: *image },
         Phase::Standby { image } => match (untouched(image, facts), on_lost) {
             (Ok(()), _) => Decision::KeepAsleep { image: *image },
             (Err(lost), OnLostMemory::StayStopped) => Decision::Fail(FailReason::ImageLost(lost)),
@@ -237,6 +241,7 @@ mod tests {
             inode: 14,
             length: Bytes(200),
         }),
+        unsure: false,
     };
 
     fn check(phase: Phase, facts: Facts, want: &str) {
@@ -427,6 +432,17 @@ mod tests {
             );
             check_by(OnLostMemory::ColdBoot, phase, facts, &format!("cold: {want}"));
         }
+        // The disk did not answer: that is no reason to give an image up.
+        let unsure = Facts {
+            unsure: true,
+            resident: None,
+            ..FACTS
+        };
+        check(
+            asleep(HERE, Kept::Resident { inode: 11 }, Settled::Open),
+            unsure,
+            "keep",
+        );
         let lost = Lost::plain(ImagePart::Disk, PartFault::Digest);
         check(
             Phase::Cold { lost },

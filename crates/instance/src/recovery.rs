@@ -6,6 +6,7 @@
 //! meanwhile, and the sweep of what is nobody's has seen the link.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -39,9 +40,8 @@ pub(crate) struct Found {
     pub(crate) parts: Parts,
 }
 
-/// Looks at the host. What cannot be looked at counts as not there, except a process: one that lives
-/// and does not answer is still ours, and is ended through its group. `linked` is dropped as soon as
-/// the link is adopted, or will not be.
+/// Looks at the host. A process that lives and does not answer is still ours, and is ended through its group.
+/// `linked` is dropped as soon as the link is adopted, or will not be.
 pub(crate) async fn look(rooms: &Rooms, remembered: &Remembered, linked: impl Send) -> Found {
     let id = remembered.view.id;
     let mut parts = Parts::default();
@@ -107,7 +107,16 @@ pub(crate) fn facts(
         | Phase::Deleting => Generation(0),
     };
     let asleep = matches!(remembered.life.phase, Phase::Standby { .. });
-    let look = |path: &Path| asleep.then(|| seen(path)).flatten();
+    let mut unsure = false;
+    let mut look = |path: &Path| match asleep.then(|| seen(path)) {
+        Some(Ok(found)) => found,
+        Some(Err(error)) => {
+            tracing::warn!(instance_id = %id, path = %path.display(), %error, "not looked at");
+            unsure = true;
+            None
+        }
+        None => None,
+    };
     Facts {
         boot,
         start_ticks_at_pid,
@@ -116,6 +125,7 @@ pub(crate) fn facts(
         spilled: look(&files.path(id, Home::Disk)),
         state: look(&layout.state_file(id, generation.0)),
         manifest: look(&layout.manifest_file(id, generation.0)),
+        unsure,
     }
 }
 
@@ -200,11 +210,30 @@ async fn adopt(
     (None, Heard::Silent { for_secs })
 }
 
-/// A regular file; what cannot be looked at is not there.
-fn seen(path: &Path) -> Option<Seen> {
-    let meta = std::fs::symlink_metadata(path).ok()?;
-    meta.is_file().then(|| Seen {
-        inode: meta.ino(),
-        length: Bytes(meta.len()),
-    })
+/// A regular file. Whether there is one at all, the host may be unable to say.
+fn seen(path: &Path) -> io::Result<Option<Seen>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) => Ok(meta.is_file().then(|| Seen {
+            inode: meta.ino(),
+            length: Bytes(meta.len()),
+        })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_surely_not_there_is_missing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("state.1");
+        assert_eq!(seen(&file).unwrap(), None);
+        std::fs::write(&file, "state").unwrap();
+        assert_eq!(seen(&file).unwrap().unwrap().length, Bytes(5));
+        assert_eq!(seen(scratch.path()).unwrap(), None);
+        assert!(seen(&file.join("state.1")).is_err());
+    }
 }

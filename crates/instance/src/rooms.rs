@@ -230,6 +230,8 @@ pub struct Rooms {
     pub boot_id: String,
     /// How many sleepers' memory is read at a time in the background.
     pub settling: Arc<Semaphore>,
+    /// How many sleepers' memory is copied to disk at a time.
+    pub spilling: Arc<Semaphore>,
     /// Addresses that workloads may have; cloned once by the registry.
     pub pool: AddressPool,
     /// What `auto` placement means here.

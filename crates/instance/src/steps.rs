@@ -15,6 +15,7 @@ use dormouse_keeper::HeldKind;
 use dormouse_model::error::chain;
 use dormouse_model::{Attempt, Fault, Kind};
 use dormouse_network::{Link, LinkCounters};
+use dormouse_store::StoreError;
 use dormouse_sys::fault::Side;
 
 use crate::actor::Cut;
@@ -23,6 +24,7 @@ use crate::machine::{BootId, Done, Exit, ProcessIdentity, Record, Step, StepFail
 use crate::memory::{GuestRam, Home};
 use crate::record::{InstanceRecord, Remembered};
 use crate::rooms::Rooms;
+use crate::sweep::{remove_instance, remove_tree};
 use crate::trust::TrustError;
 
 mod asleep;
@@ -136,6 +138,28 @@ pub(crate) fn failure(error: &dyn Fault) -> StepFailure {
     }
 }
 
+/// A failure of a write of the record: whether it surely changed nothing, as the store says.
+fn unwritten(error: &StoreError) -> StepFailure {
+    match error {
+        StoreError::Full { .. } | StoreError::Commit { .. } => StepFailure::Unwritten { why: chain(error) },
+        StoreError::Broken { .. }
+        | StoreError::Slow { .. }
+        | StoreError::Closed
+        | StoreError::Locked { .. }
+        | StoreError::Open { .. }
+        | StoreError::DatabaseDamaged { .. }
+        | StoreError::LayoutNewer { .. }
+        | StoreError::RecordNewer { .. }
+        | StoreError::Damaged(_)
+        | StoreError::KeyUnusable { .. }
+        | StoreError::Read { .. }
+        | StoreError::Check { .. }
+        | StoreError::BackupExists { .. }
+        | StoreError::Backup { .. }
+        | StoreError::NotSetAside { .. } => failure(error),
+    }
+}
+
 /// A failure to look at an image, or what is wrong with it.
 pub(crate) fn distrust(error: TrustError) -> StepFailure {
     match error {
@@ -226,8 +250,13 @@ impl StepContext {
         self.parts.vm.as_ref().ok_or_else(|| missing("process"))
     }
 
-    fn link(&self) -> Result<&Link, StepFailure> {
-        self.parts.link.as_ref().ok_or_else(|| missing("link"))
+    fn link(&self) -> Result<Link, StepFailure> {
+        let made = || self.rooms.network.link(self.remembered.view.id);
+        self.parts
+            .link
+            .clone()
+            .or_else(made)
+            .ok_or_else(|| missing("link"))
     }
 
     async fn write(mut self, record: Record) -> Outcome {
@@ -238,7 +267,7 @@ impl StepContext {
             .put(id, &self.remembered.to_record())
             .await
             .map(plain)
-            .map_err(|error| failure(&error))
+            .map_err(|error| unwritten(&error))
     }
 
     async fn remove_record(self) -> Outcome {
@@ -251,25 +280,27 @@ impl StepContext {
     }
 
     async fn attach_link(self) -> Outcome {
-        if self.parts.link.is_some() {
-            return PLAIN;
-        }
-        let view = &self.remembered.view;
-        // Made by a step whose report came too late.
-        if let Some(link) = self.rooms.network.link(view.id) {
-            return Ok((Done::Plain, Change::Link(Some(link))));
-        }
-        let link = self
-            .rooms
-            .network
-            .attach(view.id, view.addresses)
-            .await
-            .map_err(|error| failure(&error))?;
+        let link = self.attached().await?;
         Ok((Done::Plain, Change::Link(Some(link))))
     }
 
+    /// The link; made unless it is there, perhaps by a step whose report came too late.
+    async fn attached(&self) -> Result<Link, StepFailure> {
+        if let Ok(link) = self.link() {
+            return Ok(link);
+        }
+        let view = &self.remembered.view;
+        let attached = self.rooms.network.attach(view.id, view.addresses).await;
+        attached.map_err(|error| failure(&error))
+    }
+
     async fn make_tap(self) -> Outcome {
-        let tap = self.link()?.make_tap().await.map_err(|error| failure(&error))?;
+        let tap = self
+            .attached()
+            .await?
+            .make_tap()
+            .await
+            .map_err(|error| failure(&error))?;
         let copy = tap
             .try_clone()
             .map_err(|error| file_failure("duplicating", Path::new("tap"), &error))?;
@@ -392,7 +423,7 @@ impl StepContext {
 
     async fn remove_files(self) -> Outcome {
         let id = self.remembered.view.id;
-        let folders = [self.rooms.layout.instance(id), self.rooms.layout.sockets(id)];
+        let (folder, sockets) = (self.rooms.layout.instance(id), self.rooms.layout.sockets(id));
         let group = self
             .rooms
             .cgroups
@@ -401,14 +432,8 @@ impl StepContext {
         self.alone(move || {
             // Without a reason to be busy: every process of the group was waited for.
             group.remove(1, |_| ()).map_err(|error| failure(&error))?;
-            for folder in &folders {
-                match fs::remove_dir_all(folder) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(file_failure("removing", folder, &error)),
-                }
-            }
-            Ok(())
+            remove_tree(&sockets).map_err(|error| file_failure("removing", &sockets, &error))?;
+            remove_instance(&folder).map_err(|error| file_failure("removing", &folder, &error))
         })
         .await
         .map(plain)

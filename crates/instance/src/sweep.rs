@@ -1,9 +1,14 @@
 //! What is left of instances that have no record: removed when a daemon starts.
 //!
-//! A removal takes files away before the record, and neither waits for the other to reach the disk: after a
-//! power loss the record can be gone and a folder still there. Everything that is made for an instance bears
-//! its id or its mark, so leftovers are found by what they are called. What bears neither is not ours; what
-//! belongs to a record that cannot be read is kept, because the record may be put right.
+//! | what | removed when |
+//! |---|---|
+//! | `instances/ID.removed` | always: a removal gives a folder this name, durably, before anything in it and its record go |
+//! | `instances/ID` | never: nobody removed it. Its record was lost, or is in a store that is not this one; it is said |
+//! | memory on tmpfs, `ID.ram` | nobody has the id, and there is no folder |
+//! | sockets, empty groups, what the keeper holds | nobody has the id, and no record is set aside |
+//!
+//! What bears neither an id nor a mark is not ours. The key of a record that was set aside may be what is
+//! damaged in it, so while there is one nobody's things are known to be nobody's.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,19 +20,28 @@ use dormouse_model::error::chain;
 
 use crate::rooms::Rooms;
 
+/// Ends the name of a folder whose instance is being removed.
+const REMOVED: &str = ".removed";
+
 /// Whose things stay: every instance with a record, readable or not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Owners {
     ids: BTreeSet<WorkloadId>,
     marks: BTreeSet<String>,
-    /// A record is of nobody knows whom: nothing is anybody's leftover.
+    /// A record may be of anybody: nothing is known to be a leftover.
     anybody: bool,
 }
 
 impl Owners {
-    /// The owners behind the keys of all records, those set aside included.
-    pub(crate) fn new<'a>(keys: impl IntoIterator<Item = &'a dormouse_store::Key>) -> Self {
-        let mut owners = Self::default();
+    /// The owners behind the keys of sound records, and whether others are set aside.
+    pub(crate) fn new<'a>(
+        keys: impl IntoIterator<Item = &'a dormouse_store::Key>,
+        others_set_aside: bool,
+    ) -> Self {
+        let mut owners = Self {
+            anybody: others_set_aside,
+            ..Self::default()
+        };
         for key in keys {
             match key.workload() {
                 Some(id) => {
@@ -67,10 +81,13 @@ pub(crate) async fn leftovers(rooms: &Rooms, owners: &Owners) {
     let (layout, of_files) = (rooms.layout.clone(), owners.clone());
     let work = move || {
         let sockets = layout.sockets(WorkloadId::from_bits(0));
-        sweep_files(&layout.data.join("instances"), |name| of_files.left_by_id(name));
+        let instances = layout.images().instances;
+        sweep_files(&instances, was_removed);
+        say_unknown(&instances, &of_files);
         sweep_files(&layout.ram, |name| {
-            name.strip_suffix(".ram")
-                .is_some_and(|id| of_files.left_by_id(id))
+            name.strip_suffix(".ram").is_some_and(|id| {
+                of_files.left_by_id(id) && fs::symlink_metadata(instances.join(id)).is_err()
+            })
         });
         if let Some(folder) = sockets.parent() {
             sweep_files(folder, |name| of_files.left_by_mark(name));
@@ -81,6 +98,53 @@ pub(crate) async fn leftovers(rooms: &Rooms, owners: &Owners) {
     }
     sweep_groups(rooms, owners);
     sweep_kept(rooms, owners);
+}
+
+/// Whether `name` is what a removal calls the folder of an instance.
+fn was_removed(name: &str) -> bool {
+    name.strip_suffix(REMOVED)
+        .is_some_and(|id| id.parse::<WorkloadId>().is_ok())
+}
+
+/// Removes the folder of an instance for good: under another name first, durably, so that whatever is left of
+/// it, and only that, goes at the next start. Blocking; removing none succeeds.
+///
+/// # Errors
+/// When it cannot be renamed, or not all of it be removed; doing it again goes on.
+pub(crate) fn remove_instance(folder: &Path) -> io::Result<()> {
+    let removed = folder.with_extension(REMOVED.trim_start_matches('.'));
+    remove_tree(&removed)?;
+    match fs::rename(folder, &removed) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    if let Some(parent) = folder.parent() {
+        fs::File::open(parent)?.sync_all()?;
+    }
+    remove_tree(&removed)
+}
+
+/// Removes a folder with all that is in it; removing none succeeds.
+pub(crate) fn remove_tree(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Says which folders of instances have no record. They hold disks, which nobody asked to be removed.
+fn say_unknown(instances: &Path, owners: &Owners) {
+    for entry in fs::read_dir(instances).into_iter().flatten().flatten() {
+        if entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| owners.left_by_id(name))
+        {
+            let path = entry.path();
+            tracing::warn!(path = %path.display(), "a folder of an instance without a record is kept");
+        }
+    }
 }
 
 /// Removes the entries of `folder` whose names are `left`.
@@ -146,7 +210,7 @@ mod tests {
             WorkloadId::from_bits(7 << 80 | 5),
             WorkloadId::from_bits(9 << 80 | 6),
         ];
-        let owners = Owners::new(&[Key::from(owner)]);
+        let owners = Owners::new(&[Key::from(owner)], false);
         assert!(owners.left_by_id(&gone.to_string()));
         assert!(!owners.left_by_id(&owner.to_string()));
         assert!(owners.left_by_mark(&gone.mark()));
@@ -156,26 +220,60 @@ mod tests {
             assert!(!owners.left_by_mark(foreign), "{foreign}");
         }
         // A record set aside under a key that is no id may be of any of them.
-        let unsure = Owners::new(&[Key::from(owner), Key::from("?")]);
-        assert!(!unsure.left_by_id(&gone.to_string()) && !unsure.left_by_mark(&gone.mark()));
+        // So may one whose key has an id: that may be what is damaged.
+        for unsure in [
+            Owners::new(&[Key::from(owner), Key::from("?")], false),
+            Owners::new(&[Key::from(owner)], true),
+        ] {
+            assert!(!unsure.left_by_id(&gone.to_string()) && !unsure.left_by_mark(&gone.mark()));
+        }
     }
 
-    #[test]
-    fn folders_and_files_of_nobody_go_and_others_stay() {
-        let directory = tempfile::tempdir().unwrap();
-        let [owner, gone] = [WorkloadId::from_bits(5), WorkloadId::from_bits(6)];
-        let owners = Owners::new(&[Key::from(owner)]);
-        for name in [owner.to_string(), gone.to_string(), "lost+found".to_owned()] {
-            fs::create_dir(directory.path().join(&name)).unwrap();
-            fs::write(directory.path().join(&name).join("disk.ext4"), "x").unwrap();
-        }
-        sweep_files(directory.path(), |name| owners.left_by_id(name));
-        sweep_files(&directory.path().join("none"), |_| true);
-        let mut stay: Vec<String> = fs::read_dir(directory.path())
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
-        stay.sort();
-        assert_eq!(stay, [owner.to_string(), "lost+found".to_owned()]);
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn only_what_a_removal_has_named_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let [first, second] = [WorkloadId::from_bits(5), WorkloadId::from_bits(6)];
+        let removed = format!("{second}{REMOVED}");
+        let all = [
+            first.to_string(),
+            removed.clone(),
+            "lost+found.removed".to_owned(),
+        ];
+        for name in &all {
+            fs::create_dir(directory.path().join(name)).unwrap();
+            fs::write(directory.path().join(name).join("disk.ext4"), "x").unwrap();
+        }
+        sweep_files(directory.path(), was_removed);
+        sweep_files(&directory.path().join("none"), |_| true);
+        assert_eq!(names(directory.path()), [all[0].clone(), all[2].clone()]);
+    }
+
+    #[test]
+    fn a_removal_goes_on_where_it_was_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = WorkloadId::from_bits(5).to_string();
+        let folder = directory.path().join(&id);
+        for left in [
+            vec![],
+            vec![id.clone()],
+            vec![format!("{id}{REMOVED}")],
+            vec![id.clone(), format!("{id}{REMOVED}")],
+        ] {
+            for name in &left {
+                fs::create_dir(directory.path().join(name)).unwrap();
+                fs::write(directory.path().join(name).join("disk.ext4"), "x").unwrap();
+            }
+            remove_instance(&folder).unwrap();
+            assert_eq!(names(directory.path()), Vec::<String>::new(), "{left:?}");
+        }
     }
 }

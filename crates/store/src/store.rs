@@ -28,7 +28,8 @@ const NOTICES: usize = 64;
 pub struct Listing<R> {
     /// The sound ones, in the order of their keys.
     pub records: Vec<(Key, R)>,
-    /// The damaged ones, now set aside; each stays in every listing until its key is deleted.
+    /// The damaged ones, now set aside where the disk takes that; each stays in every listing until its key is
+    /// deleted.
     pub damaged: Vec<Damage>,
 }
 
@@ -123,7 +124,7 @@ impl Store {
     /// or when they cannot be read.
     pub async fn list<R: Record>(&self) -> Result<Listing<R>, StoreError> {
         let mut records = Vec::new();
-        let (mut fresh, mut found) = (Vec::new(), Vec::new());
+        let (mut fresh, mut found) = (Vec::new(), Vec::<Damage>::new());
         for (key, bytes) in self.backend.read_all(R::KIND).await? {
             match decode::<R>(&key, &bytes) {
                 Decoded::Record(record) => records.push((key, record)),
@@ -142,13 +143,15 @@ impl Store {
             for (damage, _) in &fresh {
                 tracing::error!(kind = %damage.kind, key = %damage.key, reason = damage.reason.as_str(), "record set aside");
             }
-            let told: Vec<Damage> = fresh.iter().map(|(damage, _)| damage.clone()).collect();
-            self.backend.set_aside(fresh).await?;
-            for damage in &told {
+            found = fresh.iter().map(|(damage, _)| damage.clone()).collect();
+            match self.backend.set_aside(fresh).await {
                 // Nobody need listen.
-                let _ = self.aside.send(damage.clone());
+                Ok(()) => found
+                    .iter()
+                    .for_each(|damage| drop(self.aside.send(damage.clone()))),
+                // On a full disk for instance: they stay where they are, and hide the others no more for it.
+                Err(error) => tracing::error!(%error, "damaged records stay in their place"),
             }
-            found = told;
         }
         let mut damaged = self.backend.aside(R::KIND).await?;
         // A record whose key is damaged may be out of its order, where no search finds it: it stays.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use dormouse_store::record::{self, DamageReason};
 use dormouse_store::sqlite::{Options, SqliteBackend};
 use dormouse_store::{Backend, Batch, Key, Record, RecordKind, Store, StoreError};
@@ -48,9 +50,9 @@ fn note(text: &str) -> Note {
     }
 }
 
-/// A store and a second view on its bytes.
+/// A store and a second view on its bytes; it moves nothing out of the way while that is said.
 #[derive(Debug, Clone)]
-struct Shared(std::sync::Arc<dyn Backend>);
+struct Shared(std::sync::Arc<dyn Backend>, std::sync::Arc<AtomicBool>);
 
 #[async_trait::async_trait]
 impl Backend for Shared {
@@ -64,6 +66,10 @@ impl Backend for Shared {
         self.0.commit(changes).await
     }
     async fn set_aside(&self, damaged: Vec<(dormouse_store::Damage, Vec<u8>)>) -> Result<(), StoreError> {
+        if self.1.load(Ordering::Acquire) {
+            let source = std::sync::Arc::new(std::io::Error::from(std::io::ErrorKind::StorageFull));
+            return Err(StoreError::Full { source });
+        }
         self.0.set_aside(damaged).await
     }
     async fn aside(&self, kind: RecordKind) -> Result<Vec<dormouse_store::Damage>, StoreError> {
@@ -100,11 +106,15 @@ async fn backends(directory: &tempfile::TempDir) -> Vec<(&'static str, Shared)> 
     vec![
         (
             "memory",
-            Shared(std::sync::Arc::new(
-                dormouse_store::memory::MemoryBackend::default(),
-            )),
+            Shared(
+                std::sync::Arc::new(dormouse_store::memory::MemoryBackend::default()),
+                std::sync::Arc::default(),
+            ),
         ),
-        ("sqlite", Shared(std::sync::Arc::new(sqlite))),
+        (
+            "sqlite",
+            Shared(std::sync::Arc::new(sqlite), std::sync::Arc::default()),
+        ),
     ]
 }
 
@@ -195,6 +205,23 @@ async fn unusable_keys_are_refused() {
             .put(Key::new(vec![0; Key::MAX_LENGTH]), &note("a"))
             .await
             .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_record_that_cannot_be_moved_hides_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, shared) in backends(&directory).await {
+        let store = Store::on(shared.clone());
+        store.put("a", &note("one")).await.unwrap();
+        raw(&shared, "short", vec![1, 2]).await;
+        shared.1.store(true, Ordering::Release);
+        let stays = store.list::<Note>().await.unwrap();
+        shared.1.store(false, Ordering::Release);
+        let moved = store.list::<Note>().await.unwrap();
+        assert_eq!(stays, moved, "{name}");
+        assert_eq!((stays.records.len(), stays.damaged.len()), (1, 1), "{name}");
+        assert_eq!(store.check().await.unwrap().set_aside.len(), 1, "{name}");
     }
 }
 

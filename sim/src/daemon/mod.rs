@@ -32,7 +32,7 @@ pub const LIMITS: Limits = Limits {
     prove: Duration::from_secs(1),
     process: Duration::from_secs(3),
     files: Duration::from_secs(3),
-    spill: Duration::from_secs(5),
+    verify: Duration::from_secs(5),
     settle: Duration::from_secs(5),
     ready: Duration::from_secs(10),
     removal_grace: Duration::from_millis(500),
@@ -508,5 +508,6 @@ fn facts(ground: &Ground, id: WorkloadId, phase: &Phase) -> Facts {
         spilled: memory.and_then(|memory| memory.disk.map(|_| seen(memory.disk_inode))),
         state,
         manifest: state,
+        unsure: false,
     }
 }

@@ -265,6 +265,7 @@ impl Bed {
             clock: Arc::new(Clock),
             boot_id: boot.to_owned(),
             settling: Arc::new(Semaphore::new(1)),
+            spilling: Arc::new(Semaphore::new(1)),
             pool: AddressPool::new(config.ipv4_pool, config.ipv6_prefix),
             placement: Placement::Spill,
             gateways: Gateways {

@@ -151,6 +151,7 @@ impl World {
             boot_timeout: Duration::from_secs(20),
             boot_id: boot_id.to_owned(),
             settling: Arc::new(Semaphore::new(2)),
+            spilling: Arc::new(Semaphore::new(2)),
             kept: Arc::new(KeptPrograms::new(disk.join("data/vmm"))),
         };
         let (instances, notices) = Instances::recover(Arc::new(rooms)).await?;

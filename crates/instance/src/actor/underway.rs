@@ -77,6 +77,7 @@ impl Underway {
     {
         let cut = Arc::new(Cut::default());
         let work = work(Arc::clone(&cut));
+        let late = Arc::clone(&cut);
         let turn = self.turn(&step);
         let patience = remaining.saturating_sub(MARGIN.min(remaining / 10));
         let told = step.clone();
@@ -98,9 +99,13 @@ impl Underway {
             };
             let outcome = match tokio::time::timeout(patience, in_turn).await {
                 Ok(outcome) => outcome,
-                Err(_) => Err(StepFailure::Passing {
-                    why: format!("{told} took longer than {patience:?}"),
-                }),
+                Err(_) => {
+                    // For what of it goes on, on a thread.
+                    late.wish();
+                    Err(StepFailure::Passing {
+                        why: format!("{told} took longer than {patience:?}"),
+                    })
+                }
             };
             StepReport {
                 number,

@@ -175,12 +175,14 @@ fn field(text: &str, name: &str) -> Bytes {
     Bytes(kib.saturating_mul(1024))
 }
 
-/// Bytes of memory that the process has alone (`RssAnon` of proc_pid_status(5)): of a guest whose RAM is
-/// mapped privately, at least what it has dirtied. Unknown is everything.
+/// Bytes of memory that the process has alone (`RssAnon` of proc_pid_status(5)), swapped out or not (`VmSwap`):
+/// of a guest whose RAM is mapped privately, at least what it has dirtied. Unknown is everything.
 #[must_use]
 pub fn private_bytes(pid: u32) -> Bytes {
-    std::fs::read_to_string(format!("/proc/{pid}/status"))
-        .map_or(Bytes(u64::MAX), |text| field(&text, "RssAnon"))
+    std::fs::read_to_string(format!("/proc/{pid}/status")).map_or(Bytes(u64::MAX), |text| {
+        let [resident, swapped] = ["RssAnon", "VmSwap"].map(|name| field(&text, name).0);
+        Bytes(resident.saturating_add(swapped))
+    })
 }
 
 #[cfg(test)]

@@ -41,10 +41,8 @@ impl Machine {
                 self.wake_after = None;
                 self.exit = None;
             }
-            Plan::Wake => {
-                self.write_unknown = false;
-                self.wake_after = None;
-            }
+            // A mark of an earlier wake may not have been taken back.
+            Plan::Wake => self.wake_after = None,
             Plan::Stop => self.before_stop(out),
             Plan::Delete => self.before_delete(out),
             Plan::Unsleep
@@ -235,7 +233,7 @@ impl Machine {
     }
 
     fn write(&mut self, phase: Phase) -> Step {
-        self.record.phase = phase;
+        self.phase_before = Some(std::mem::replace(&mut self.record.phase, phase));
         Step::Write(self.record.clone())
     }
 
@@ -292,10 +290,9 @@ impl Machine {
             }
             (Kind::MarkConsumed, Done::Plain) => {
                 // Until the guest runs the mark can be taken back.
-                if self.turn.is_some() {
-                    self.write_unknown = true;
-                }
+                self.write_unknown = self.turn.is_some();
             }
+            (Kind::UnmarkConsumed, Done::Plain) => self.write_unknown = false,
             (Kind::LetGo | Kind::EndProcess, Done::Plain) => self.process = None,
             (
                 Kind::Launch | Kind::Restore | Kind::Save | Kind::Spill | Kind::Settle | Kind::Verify,
@@ -314,6 +311,11 @@ impl Machine {
         let Some((course, kind)) = self.current() else {
             return;
         };
+        if matches!(failure, StepFailure::Unwritten { .. })
+            && let Some(before) = self.phase_before.take()
+        {
+            self.record.phase = before;
+        }
         // Nobody asks for the proof any more once a caller joined who wants this sleep whatever arrives.
         let rule = if kind == Kind::Prove && !self.trigger.yields_to_traffic() {
             OnFailure::Skip
@@ -402,13 +404,14 @@ impl Machine {
 
     fn undo(&mut self, now: MonoTime, plan: Plan, kind: Kind, failure: &StepFailure, out: &mut Vec<Effect>) {
         let why = failure.why().to_owned();
+        let unknown = !matches!(failure, StepFailure::Unwritten { .. });
         if self.turn == Some(Turn::Delete) {
             self.take_turn(now, out);
             return;
         }
         match plan {
             Plan::Sleep => {
-                self.write_unknown = kind == Kind::Commit;
+                self.write_unknown = unknown && kind == Kind::Commit;
                 self.undone = if matches!(self.turn, Some(Turn::Interrupt(_))) {
                     SleepEnd::Interrupted
                 } else {
@@ -417,30 +420,17 @@ impl Machine {
                 self.begin_unsleep(now, out);
             }
             Plan::Wake => {
-                self.write_unknown = kind == Kind::MarkConsumed;
-                self.unwoken = match failure {
-                    StepFailure::Passing { .. } => WakeEnd::StillAsleep { why },
-                    StepFailure::Untrusted { lost, .. } => WakeEnd::Failed {
-                        why: self.note_loss((**lost).clone()),
-                    },
-                    // Whoever alone can load it will not: by policy that is as good as no image.
-                    StepFailure::Lasting { .. }
-                        if kind == Kind::Restore && self.settings.on_lost == OnLostMemory::ColdBoot =>
-                    {
-                        let lost = Lost::differs(ImagePart::State, PartFault::Refused, why, "");
-                        WakeEnd::Failed {
-                            why: self.note_loss(lost),
-                        }
-                    }
-                    StepFailure::Lasting { .. } => WakeEnd::Failed { why },
-                };
+                self.write_unknown |= unknown && matches!(kind, Kind::MarkConsumed | Kind::WriteImage);
+                self.unwoken = self.unwoken_by(kind, failure);
                 self.begin(now, Plan::Unwake, out);
             }
             Plan::ColdBoot if self.turn == Some(Turn::Stop) => self.begin_stop(now, out),
             Plan::ColdBoot => {
-                self.write_unknown = kind == Kind::WriteRunning;
+                self.write_unknown = unknown && kind == Kind::WriteRunning;
                 self.unwoken = match failure {
-                    StepFailure::Passing { .. } => WakeEnd::StillAsleep { why },
+                    StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => {
+                        WakeEnd::StillAsleep { why }
+                    }
                     StepFailure::Lasting { .. } | StepFailure::Untrusted { .. } => WakeEnd::Failed { why },
                 };
                 self.begin(now, Plan::Unwake, out);
@@ -468,6 +458,27 @@ impl Machine {
             | Plan::Stop
             | Plan::Bury
             | Plan::Delete => {}
+        }
+    }
+
+    /// How a wake ends whose step `kind` failed.
+    fn unwoken_by(&mut self, kind: Kind, failure: &StepFailure) -> WakeEnd {
+        let why = failure.why().to_owned();
+        match failure {
+            StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => WakeEnd::StillAsleep { why },
+            StepFailure::Untrusted { lost, .. } => WakeEnd::Failed {
+                why: self.note_loss((**lost).clone()),
+            },
+            // Of the host, not of the image.
+            StepFailure::Lasting { .. } if kind != Kind::Restore => WakeEnd::StillAsleep { why },
+            // Whoever alone can load it will not: by policy that is as good as no image.
+            StepFailure::Lasting { .. } if self.settings.on_lost == OnLostMemory::ColdBoot => {
+                let lost = Lost::differs(ImagePart::State, PartFault::Refused, why, "");
+                WakeEnd::Failed {
+                    why: self.note_loss(lost),
+                }
+            }
+            StepFailure::Lasting { .. } => WakeEnd::Failed { why },
         }
     }
 

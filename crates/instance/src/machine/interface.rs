@@ -215,6 +215,11 @@ pub enum StepFailure {
         /// The chain of causes.
         why: String,
     },
+    /// A write that surely changed nothing, on a full disk for instance: what was recorded before still is.
+    Unwritten {
+        /// The chain of causes.
+        why: String,
+    },
     /// It will never succeed: a missing binary, a request that makes no sense.
     Lasting {
         /// The chain of causes.
@@ -243,7 +248,10 @@ impl StepFailure {
     #[must_use]
     pub fn why(&self) -> &str {
         match self {
-            Self::Passing { why } | Self::Lasting { why } | Self::Untrusted { why, .. } => why,
+            Self::Passing { why }
+            | Self::Unwritten { why }
+            | Self::Lasting { why }
+            | Self::Untrusted { why, .. } => why,
         }
     }
 }
@@ -258,7 +266,8 @@ pub enum Input {
         /// What it brought.
         done: Done,
     },
-    /// A step failed. For a write this means: nobody knows whether it is durable.
+    /// A step failed. For a write this means: nobody knows whether it is durable, unless it is
+    /// [`StepFailure::Unwritten`].
     StepFailed {
         /// Its number.
         number: Attempt,
@@ -295,7 +304,8 @@ pub enum Step {
     /// Make the workload's link: routes to the parking device, nothing open. A link that is there
     /// already, with what is parked, is taken over as it is, open or shut.
     AttachLink,
-    /// Make the tap that lives as long as somebody holds its descriptor.
+    /// Make the tap that lives as long as somebody holds its descriptor; and the link, where it could not be made
+    /// earlier.
     MakeTap,
     /// Start a process that boots the guest.
     Launch,

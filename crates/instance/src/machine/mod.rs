@@ -207,6 +207,8 @@ pub struct Machine {
     turn: Option<Turn>,
     /// What was last handed to a write.
     record: Record,
+    /// What the one before it said.
+    phase_before: Option<Phase>,
     /// The number of the last step.
     number: Attempt,
     /// The process that is the workload now.
@@ -268,6 +270,7 @@ impl Machine {
             trigger: SleepTrigger::Engine,
             undone: SleepEnd::Interrupted,
             unwoken: WakeEnd::Gone,
+            phase_before: None,
             write_unknown: false,
             dirty: false,
             wake_after: None,

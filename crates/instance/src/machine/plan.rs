@@ -203,6 +203,12 @@ impl Plan {
     pub(super) const fn on_failure(self, step: Kind) -> OnFailure {
         match self {
             Self::Start | Self::Sleep | Self::Wake | Self::ColdBoot => OnFailure::Undo,
+            // A record that says that it runs, of a process that is ended next, at worst makes the next daemon call
+            // it failed. To give its image up now, for a disk that cannot be written, would lose it for sure.
+            Self::Unwake if matches!(step, Kind::UnmarkConsumed) => OnFailure::RetryThenSkip,
+            // A sleeper without a link is not heard when it is knocked for; its image is as good as before, and the
+            // wake that somebody asks for makes the link.
+            Self::Leftover | Self::Forget if matches!(step, Kind::AttachLink) => OnFailure::RetryThenSkip,
             Self::Unsleep
             | Self::LetGo
             | Self::Forget
@@ -310,9 +316,9 @@ pub struct Limits {
     pub process: Duration,
     /// For making or removing disks.
     pub files: Duration,
-    /// For copying memory to disk, and for comparing it before a wake.
-    pub spill: Duration,
-    /// For settling memory in the background, behind that of all other sleepers.
+    /// For comparing memory before a wake.
+    pub verify: Duration,
+    /// For copying or settling memory in the background, behind that of all other sleepers.
     pub settle: Duration,
     /// From the launch until the guest must be ready.
     pub ready: Duration,
@@ -334,7 +340,7 @@ impl Limits {
         prove: Duration::from_secs(2),
         process: Duration::from_secs(60),
         files: Duration::from_secs(300),
-        spill: Duration::from_secs(600),
+        verify: Duration::from_secs(600),
         settle: Duration::from_secs(6 * 3600),
         ready: Duration::from_secs(300),
         removal_grace: Duration::from_secs(2),
@@ -376,8 +382,8 @@ impl Limits {
             Kind::Prove => self.prove,
             Kind::Launch | Kind::Save | Kind::Restore => self.process,
             Kind::PrepareDisks | Kind::RemoveFiles => self.files,
-            Kind::Spill | Kind::Verify => self.spill,
-            Kind::Settle => self.settle,
+            Kind::Verify => self.verify,
+            Kind::Spill | Kind::Settle => self.settle,
             Kind::Shutdown => self.step.saturating_add(grace),
         }
     }

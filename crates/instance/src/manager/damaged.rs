@@ -271,6 +271,7 @@ impl Damaged {
             spilled: None,
             state: None,
             manifest: None,
+            unsure: false,
         };
         let (machine, effects) = recovered(&rooms, &remembered, &facts);
         let parts = Parts {

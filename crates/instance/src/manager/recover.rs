@@ -60,8 +60,8 @@ impl Instances {
                 source,
             })?;
         let (instances, task) = Self::empty(rooms);
-        let aside = listing.damaged.iter().map(|damage| &damage.key);
-        let owners = Owners::new(listing.records.iter().map(|(key, _)| key).chain(aside));
+        let keys = listing.records.iter().map(|(key, _)| key);
+        let owners = Owners::new(keys, !listing.damaged.is_empty());
         let mut remains = instances.set_aside(listing.damaged).await;
         let groups = groups(&instances.shared.rooms);
         let (mut sleepers, mut others) = (Vec::new(), Vec::new());
@@ -71,6 +71,10 @@ impl Instances {
                 Err(error) => {
                     tracing::error!(%key, %error, "an instance's record contradicts itself");
                     remains.extend(Remains::of_record(&key, &record, &error));
+                    // Its guest may run: nobody removes the image under it.
+                    let digest = record.image_digest.clone();
+                    let mut registry = instances.shared.registry();
+                    registry.leases.extend(key.workload().map(|id| (id, digest)));
                     continue;
                 }
             };

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::{Change, Outcome, StepContext, blocking, distrust, failure, plain};
 use crate::machine::{Done, Kept, MemoryImage, Settled, StepFailure};
 use crate::memory::{GuestRam, Home, Spill, SpillEnd};
@@ -24,7 +26,11 @@ impl StepContext {
             };
             spill.run().map_err(|error| failure(&error))
         };
-        match self.alone(copy).await? {
+        // Copies take threads that wakes need too: so many at a time, in the order in which they fell asleep.
+        let turn = self.turn(&self.rooms.spilling).await?;
+        let copied = self.alone(copy).await?;
+        drop(turn);
+        match copied {
             SpillEnd::Durable {
                 copied,
                 inode,
@@ -58,16 +64,22 @@ impl StepContext {
     /// In the background, behind other sleepers: reading memory must not keep the host's disk from those
     /// that somebody waits for.
     pub(super) async fn settle(self, image: MemoryImage) -> Outcome {
-        let turn = tokio::select! {
-            turn = Arc::clone(&self.rooms.settling).acquire_owned() => turn,
-            () = self.cut.wished() => {
-                let why = "a wake wanted the memory".to_owned();
-                return Err(StepFailure::Passing { why });
-            }
-        };
+        let turn = self.turn(&self.rooms.settling).await?;
         let outcome = self.compare_memory(image).await;
         drop(turn);
         outcome
+    }
+
+    /// Waits for a turn, unless a wake comes first.
+    async fn turn(&self, turns: &Arc<Semaphore>) -> Result<Option<OwnedSemaphorePermit>, StepFailure> {
+        tokio::select! {
+            // Nobody closes it.
+            turn = Arc::clone(turns).acquire_owned() => Ok(turn.ok()),
+            () = self.cut.wished() => {
+                let why = "a wake wanted the memory".to_owned();
+                Err(StepFailure::Passing { why })
+            }
+        }
     }
 
     /// Now: somebody waits.

@@ -64,7 +64,7 @@ impl Dues {
         let (rooms, remembered) = (Arc::clone(&context.rooms), context.remembered.clone());
         let view = &remembered.view;
         let demand = match step {
-            Step::PrepareDisks if !rooms.layout.disk(view.id).is_file() => {
+            Step::PrepareDisks if !rooms.layout.disk(view.id).exists() => {
                 Some(Demand::Create { disk: view.spec.disk })
             }
             Step::Launch => Some(boot(&remembered)),
@@ -78,7 +78,28 @@ impl Dues {
             Step::Spill { .. } => Some(Demand::Spill {
                 occupied: rooms.layout.images().occupied(view.id, Home::Tmpfs),
             }),
-            _ => None,
+            Step::Write(_)
+            | Step::PrepareDisks
+            | Step::AttachLink
+            | Step::MakeTap
+            | Step::Open
+            | Step::Drain
+            | Step::Prove
+            | Step::Pause
+            | Step::Save { .. }
+            | Step::LetGo
+            | Step::DropResident
+            | Step::Settle { .. }
+            | Step::Verify { .. }
+            | Step::Resume
+            | Step::Greet
+            | Step::Shutdown { .. }
+            | Step::EndProcess
+            | Step::ReleaseLink
+            | Step::DropMemory
+            | Step::RemoveFiles
+            | Step::RemoveRecord
+            | Step::FreeAddresses => None,
         };
         Self {
             rooms,

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dormouse_hypervisor::{
-    BootPart, Deadline, DiskPart, LaunchSpec, Parts, ProgramPart, RamPart, SocketPart, TRANSLATION,
+    BootPart, Deadline, DiskPart, LaunchSpec, OpenError, Parts, ProgramPart, RamPart, SocketPart, TRANSLATION,
 };
 use dormouse_keeper::HeldKind;
+use dormouse_model::error::chain;
 use dormouse_model::{Bytes, ImagePart, Lost, PartFault};
 use dormouse_sys::pidfd::PidFd;
 use dormouse_sys::spawn::Identity;
@@ -44,12 +45,13 @@ impl StepContext {
         let id = self.remembered.view.id;
         let layout = self.rooms.layout.clone();
         let (uid, size) = (self.remembered.uid, self.remembered.view.spec.disk);
+        let had_one = self.remembered.view.started_at.is_some();
         self.alone(move || {
             for folder in [layout.instance(id), layout.sockets(id)] {
                 fs::create_dir_all(&folder).map_err(|error| file_failure("making", &folder, &error))?;
             }
             let disk = layout.disk(id);
-            if !disk.is_file() {
+            if !has_disk(&disk, had_one)? {
                 make_disk(&disk, size)?;
                 // The names of what a sleep of it will flush: once, here, where nobody waits for milliseconds.
                 let folder = layout.instance(id);
@@ -184,7 +186,7 @@ impl StepContext {
         let kept = Arc::clone(&self.rooms.kept);
         blocking(move || {
             let name = kept.keep(&source).map_err(|error| failure(&error))?;
-            let part = kept.open(&name).map_err(|lost| failure(&lost))?;
+            let part = kept.open(&name).map_err(|error| failure(&error))?;
             Ok((name, Some(part)))
         })
         .await
@@ -196,7 +198,14 @@ impl StepContext {
             return Ok(None);
         }
         let (kept, name) = (Arc::clone(&self.rooms.kept), name.to_owned());
-        blocking(move || kept.open(&name).map(Some).map_err(StepFailure::untrusted)).await
+        blocking(move || {
+            kept.open(&name).map(Some).map_err(|error| match error {
+                OpenError::Lost(lost) => StepFailure::untrusted(lost),
+                // Nothing is said of the image: the next wake looks again.
+                OpenError::File(error) => StepFailure::Passing { why: chain(&error) },
+            })
+        })
+        .await
     }
 
     fn machine(&self) -> LaunchSpec {
@@ -310,7 +319,7 @@ async fn remove_group(group: &dormouse_cgroup::Group) {
         tokio::time::sleep(GONE_PAUSE).await;
     }
     if let Err(error) = group.remove(1, |_| ()) {
-        tracing::warn!(error = %dormouse_model::error::chain(&error), "a control group is left");
+        tracing::warn!(error = %chain(&error), "a control group is left");
     }
 }
 
@@ -335,6 +344,19 @@ fn unopened(error: MemoryError) -> StepFailure {
             failure(&other)
         }
     }
+}
+
+/// Whether there is a writable disk. One that cannot be looked at is not made anew, which would replace it; nor
+/// is one that a guest has written to and that is gone: an empty one in its place would be another's.
+fn has_disk(disk: &Path, had_one: bool) -> Result<bool, StepFailure> {
+    let there = disk
+        .try_exists()
+        .map_err(|error| file_failure("looking at", disk, &error))?;
+    if had_one && !there {
+        let why = format!("its writable disk {} is gone: put it back", disk.display());
+        return Err(StepFailure::Lasting { why });
+    }
+    Ok(there)
 }
 
 /// Makes the writable disk under another name first: one that a crash left half made is not taken for it.
@@ -411,4 +433,25 @@ fn connect_early(path: &Path) -> Option<std::os::unix::net::UnixStream> {
     let stream = std::os::unix::net::UnixStream::connect(path).ok()?;
     stream.set_nonblocking(true).ok()?;
     Some(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_made_once() {
+        let scratch = tempfile::tempdir().unwrap();
+        let disk = scratch.path().join("disk.ext4");
+        assert_eq!(has_disk(&disk, false), Ok(false));
+        assert!(matches!(has_disk(&disk, true), Err(StepFailure::Lasting { .. })));
+        fs::write(&disk, "x").unwrap();
+        assert_eq!(has_disk(&disk, true), Ok(true));
+        // What cannot be looked at may be there.
+        let hidden = disk.join("disk.ext4");
+        for had_one in [false, true] {
+            let looked = has_disk(&hidden, had_one);
+            assert!(matches!(looked, Err(StepFailure::Passing { .. })), "{looked:?}");
+        }
+    }
 }

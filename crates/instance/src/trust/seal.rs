@@ -8,7 +8,7 @@
 //!
 //! The three flushes run side by side: nothing orders them among each other, and a journalling file system
 //! commits them together. All three are over before the record is written. Memory is not flushed here; see
-//! [`Settled`](crate::machine::Settled).
+//! [`Settled`].
 //!
 //! The head of a disk is read through the page cache of the file that the monitor writes, after
 //! [`dormouse_hypervisor::Vm::pause`], which returns when every write of the guest has been made and

@@ -30,10 +30,14 @@ impl StoreLock {
             .open(lock_path(database))
             .map_err(open_failed)?;
         lock(database, &mut file)?;
-        file.set_len(0)
+        // The lock is ours whatever becomes of the text: a full disk takes none.
+        let told = file
+            .set_len(0)
             .and_then(|()| file.rewind())
-            .map_err(open_failed)?;
-        writeln!(file, "{}", std::process::id()).map_err(open_failed)?;
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        if let Err(error) = told {
+            tracing::debug!(%error, "the lock does not say whose it is");
+        }
         Ok(Self { _file: file })
     }
 

@@ -254,6 +254,8 @@ impl Host {
                 });
             }
             Step::Spill { image } => {
+                // It replaces an earlier copy, which whoever comes after a crash must not be told to load.
+                assert!(!self.durable.iter().any(names_a_copy), "{:?}", self.durable);
                 return Done::Image(MemoryImage {
                     kept: Kept::Spilled { inode: 2 },
                     // Settled later, now and then.
@@ -388,6 +390,13 @@ impl Host {
             "a process exactly when {}",
             self.published
         );
+    }
+}
+
+fn names_a_copy(record: &Record) -> bool {
+    match record.phase {
+        Phase::Standby { image } => matches!(image.kept, Kept::Spilled { .. }),
+        _ => false,
     }
 }
 

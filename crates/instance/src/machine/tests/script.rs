@@ -7,7 +7,7 @@
 //! recover PHASE [same|other-pid|rebooted|no-image] [cold-boot]
 //! start|stop|sleep|cancel|wake|delete TICKET ARGUMENT    e and c tickets: engine, caller
 //! done N [process|image|written|spilled|settled|traffic]      a step succeeded
-//! fail N [lasting|untrusted]
+//! fail N [lasting|untrusted|unwritten]
 //! exit [off]   ready   knock   strange
 //! after DURATION                      time passes, then the deadline is handled if it is due
 //! ```
@@ -70,6 +70,16 @@ pub(super) fn replay(text: &str) -> String {
     got
 }
 
+fn failure_of(word: &str) -> StepFailure {
+    let why = "broken".to_owned();
+    match word {
+        "lasting" => StepFailure::Lasting { why },
+        "untrusted" => StepFailure::untrusted(Lost::plain(ImagePart::State, PartFault::Digest)),
+        "unwritten" => StepFailure::Unwritten { why },
+        _ => StepFailure::Passing { why },
+    }
+}
+
 fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<Effect>) -> Option<Answer> {
     let word = |at: usize| words.get(at).copied().unwrap_or("");
     match word(0) {
@@ -106,12 +116,7 @@ fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<
             );
         }
         "fail" => {
-            let why = "broken".to_owned();
-            let failure = match word(2) {
-                "lasting" => StepFailure::Lasting { why },
-                "untrusted" => StepFailure::untrusted(Lost::plain(ImagePart::State, PartFault::Digest)),
-                _ => StepFailure::Passing { why },
-            };
+            let failure = failure_of(word(2));
             machine.handle(
                 *now,
                 Input::StepFailed {
@@ -262,6 +267,7 @@ fn recovery(phase: &str, found: &str) -> (Record, Facts) {
         spilled: seen(12),
         state: seen(13),
         manifest: seen(14),
+        unsure: false,
     };
     let facts = match found {
         "" | "same" => same,
