@@ -164,7 +164,7 @@ async fn cut(cuts: u64, seed: u64) -> Outcome<()> {
                 &world,
                 &careless,
                 scratch,
-                cuts.div_ceil(2).min(20),
+                cuts.div_ceil(8).clamp(5, 20),
                 seed,
                 reboot,
                 &mut planted,

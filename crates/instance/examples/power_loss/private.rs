@@ -29,7 +29,8 @@ impl PrivateMemory {
     /// Starts it over the first `size` bytes of `ram`.
     pub(crate) fn start(ram: &File, size: Bytes) -> io::Result<Self> {
         let (line, theirs) = UnixStream::pair()?;
-        let child = Command::new(std::env::current_exe()?)
+        // Whatever became of the file that it was started from.
+        let child = Command::new("/proc/self/exe")
             .args([ROLE, &size.0.to_string()])
             .stdin(ram.try_clone()?)
             .stdout(OwnedFd::from(theirs))
