@@ -58,6 +58,8 @@ pub(super) fn inspect(path: &Path) -> Result<Report, StoreError> {
         let what = std::io::Error::other("it is no regular file");
         return Err(opening::open_failed(path, what));
     }
+    // SQLite does not say why a file cannot be read.
+    drop(File::open(path).map_err(|source| opening::open_failed(path, source))?);
     let size = meta.len();
     // A store on a medium that cannot be written has no owner either.
     let _lock = StoreLock::take_if_there(path)?;
