@@ -78,6 +78,13 @@ impl Failure {
         failure
     }
 
+    /// Something that was done here, without the daemon, did not work.
+    pub(crate) fn of(error: &impl Fault) -> Self {
+        let mut failure = Self::input(error);
+        failure.0.advice = advice(error.code(), error.kind()).map(str::to_owned);
+        failure
+    }
+
     /// Standard output could not be written.
     pub(crate) fn output(error: &io::Error) -> Self {
         let mut failure = Self::new("CLI_OUTPUT", "writing the output").because(error);
@@ -167,6 +174,14 @@ fn advice(code: &str, kind: Kind) -> Option<&'static str> {
             return Some("sudo dormoused, or --host unix:///PATH if it listens elsewhere");
         }
         "CLIENT_NOT_ALLOWED" => return Some("as root, or as a member of the socket's group"),
+        "STORE_BACKUP_EXISTS" => return Some("another FILE"),
+        // The cause says what is wrong with that place.
+        "STORE_BACKUP_FAILED" => return Some("a FILE in a directory that can be written"),
+        "STORE_FULL" => return Some("free space where it was to be written"),
+        // Of a file that was named; again would be the same.
+        "STORE_OPEN_FAILED" => return None,
+        "STORE_NOT_SET_ASIDE" => return Some("dormouse store quarantine ls"),
+        "STORE_LOCKED" => return Some("dormouse store check without --path, or end that process"),
         "CLIENT_HANDSHAKE_FAILED" => return Some("dormouse --host with the daemon's own socket"),
         _ => {}
     }

@@ -86,8 +86,7 @@ pub async fn join(
     activation: &mut Activation,
 ) -> Result<House, DaemonError> {
     let (ram, mark) = (host::prepare(config)?, host::mark(&config.data_directory));
-    let (store, damages) = open_store(&config.data_directory.join("dormouse.db")).await?;
-    let images = ImageRoom::open(&config.data_directory, store.clone(), config.image_limits).await?;
+    let (store, damages, images) = open_records(config).await?;
     let (driver, probe) = open_driver(config).await?;
     let cgroups = Hierarchy::open(&format!("dormouse-{mark}"), &config.run_directory.join("cgroup"))?;
     let mut tasks = Tasks::new();
@@ -154,6 +153,16 @@ pub async fn join(
         engine,
         tasks,
     })
+}
+
+/// The store, what is damaged in it, and the images that it knows.
+async fn open_records(
+    config: &Config,
+) -> Result<(Store, tokio::sync::broadcast::Receiver<Damage>, ImageRoom), DaemonError> {
+    let data = &config.data_directory;
+    let (store, damages) = open_store(&data.join("dormouse.db")).await?;
+    let images = ImageRoom::open(data, store.clone(), config.image_limits).await?;
+    Ok((store, damages, images))
 }
 
 /// The driver, and what it can do here.

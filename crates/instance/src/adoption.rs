@@ -366,12 +366,12 @@ mod tests {
             (
                 phase(BEFORE, spilled, open),
                 FACTS,
-                "the memory file was not settled on disk when the host rebooted",
+                "the memory file was not settled on disk before the host rebooted or mounted its disk anew",
             ),
             (
                 phase(BEFORE, resident, open),
                 FACTS,
-                "the memory file was not settled on disk when the host rebooted",
+                "the memory file was not settled on disk before the host rebooted or mounted its disk anew",
             ),
             (
                 phase(HERE, Kept::Resident { inode: 10 }, open),

@@ -226,7 +226,7 @@ pub const SECTIONS: &[Section] = &[
             Code::new(
                 "SNAPSHOT_UNSETTLED",
                 &[Kind::Corrupt],
-                "the host rebooted before the memory was known to be on disk",
+                "the host rebooted, or mounted the data directory's file system anew, before the memory was known to be on disk",
                 "nothing was wrong; start the instance",
             ),
             Code::new(

@@ -14,7 +14,7 @@ use dormouse_instance::memory::{GuestRam, Home, Sharing};
 use dormouse_instance::rooms::Layout;
 use dormouse_instance::trust::TrustError;
 use dormouse_instance::trust::check::Check;
-use dormouse_instance::trust::manifest::MonitorPart;
+use dormouse_instance::trust::manifest::{Manifest, MonitorPart};
 use dormouse_instance::trust::seal::Seal;
 use dormouse_model::spec::Placement;
 use dormouse_model::{Bytes, Fault as _, Generation, ImagePart, PartFault, WorkloadId};
@@ -213,4 +213,34 @@ fn a_comparison_can_be_cut_short() {
     let cut = AtomicBool::new(true);
     let error = bed.check(bed.image, HERE).settle(&cut).unwrap_err();
     assert_eq!(error.code(), "SNAPSHOT_CUT_SHORT");
+}
+
+/// The image with its manifest saying that its memory was left on another mount.
+fn left_elsewhere(bed: &Bed) -> MemoryImage {
+    let path = bed.layout.manifest_file(bed.id, 3);
+    let mut manifest = Manifest::decode(&fs::read(&path).unwrap()).unwrap();
+    let here = manifest.memory.unflushed_on.unwrap_or(1);
+    manifest.memory.unflushed_on = Some(here + 1);
+    let bytes = manifest.encode();
+    fs::write(&path, &bytes).unwrap();
+    let mut image = bed.image;
+    image.expected.manifest = dormouse_instance::trust::digest::of_bytes(&bytes);
+    image
+}
+
+#[test]
+fn unsettled_memory_is_of_the_mount_where_it_was_left() {
+    let bed = asleep();
+    let elsewhere = left_elsewhere(&bed);
+    let unsettled = (ImagePart::Memory, PartFault::Unsettled);
+    let parts = |image| bed.check(image, HERE).parts(&bed.memory());
+    assert_eq!(lost(parts(elsewhere)), unsettled);
+    // Nor is it settled there: its digest would be that of what the disk has.
+    assert_eq!(lost(bed.settle(elsewhere, HERE)), unsettled);
+    // What was settled is on the disk, whichever mount shows it.
+    let settled = MemoryImage {
+        settled: Settled::At(dormouse_model::Digest::default()),
+        ..elsewhere
+    };
+    assert!(parts(settled).is_ok());
 }

@@ -113,7 +113,7 @@ pub enum PartFault {
     Owner,
     /// It belongs to another sleep.
     Generation,
-    /// The host rebooted before it was known to be on disk as it should be.
+    /// The host rebooted, or mounted the file system anew, before it was known to be on disk as it should be.
     Unsettled,
     /// It is of a sort that this program does not load.
     Unsupported,
@@ -219,7 +219,10 @@ impl fmt::Display for Lost {
             PartFault::Version => write!(f, "{noun} is of a version that is not known here"),
             PartFault::Owner => write!(f, "{noun} is another workload's"),
             PartFault::Generation => write!(f, "{noun} is of another sleep"),
-            PartFault::Unsettled => write!(f, "{noun} was not settled on disk when the host rebooted"),
+            PartFault::Unsettled => write!(
+                f,
+                "{noun} was not settled on disk before the host rebooted or mounted its disk anew"
+            ),
             PartFault::Unsupported => write!(f, "{noun} is of a sort that is not loaded here"),
             PartFault::Refused => write!(f, "{noun} was refused"),
         }?;

@@ -95,8 +95,8 @@ pub const SECTIONS: &[Section] = &[Section {
         Code::new(
             "STORE_BACKUP_EXISTS",
             &[Kind::Exists],
-            "there is something where the backup was to be",
-            "name another file",
+            "there is something where the backup was to be, or the unfinished copy (`FILE.part`) of a daemon that ended meanwhile",
+            "name another file, or remove the unfinished one",
         ),
         Code::new(
             "STORE_BACKUP_FAILED",

@@ -157,6 +157,48 @@ async fn a_backup_is_the_store_and_never_written_over_anything() {
 }
 
 #[tokio::test]
+async fn a_backup_that_cannot_be_made_says_where_and_leaves_all_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("records.db")).await.unwrap();
+    store.put("a", &note("x")).await.unwrap();
+    let nowhere = directory.path().join("no such folder/copy.db");
+    let error = store.back_up(&nowhere).await.unwrap_err();
+    assert_eq!(error.code(), "STORE_BACKUP_FAILED");
+    assert_eq!(
+        error.to_string(),
+        format!("copying the store to {}", nowhere.display())
+    );
+    // Somebody's file, or a copy that another caller is making.
+    let (copy, part) = (
+        directory.path().join("copy.db"),
+        directory.path().join("copy.db.part"),
+    );
+    fs::write(&part, "theirs").unwrap();
+    let error = store.back_up(&copy).await.unwrap_err();
+    assert_eq!(error.code(), "STORE_BACKUP_EXISTS");
+    assert!(error.to_string().contains("copy.db.part"), "{error}");
+    assert_eq!(fs::read(&part).unwrap(), b"theirs");
+    assert!(!copy.exists());
+    fs::remove_file(&part).unwrap();
+    store.back_up(&copy).await.unwrap();
+}
+
+#[test]
+fn what_is_no_store_is_said_to_be_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = inspect(directory.path()).unwrap_err();
+    assert_eq!(error.code(), "STORE_OPEN_FAILED");
+    let cause = std::error::Error::source(&error).unwrap();
+    assert_eq!(cause.to_string(), "it is no regular file");
+    let empty = directory.path().join("empty.db");
+    fs::write(&empty, "").unwrap();
+    let error = inspect(&empty).unwrap_err();
+    assert_eq!(error.code(), "STORE_DAMAGED");
+    assert!(error.to_string().contains("it is empty"), "{error}");
+    assert_eq!(files(directory.path()).len(), 1, "looking made something");
+}
+
+#[tokio::test]
 async fn a_store_in_use_is_not_inspected() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("records.db");

@@ -8,6 +8,7 @@
 //! | [`fault`] | fault points for the chaos harness; nothing without the feature `plant` |
 //! | [`guest`] | what an init process needs: modules, entropy, reboot, clock, host name |
 //! | [`memory`] | `PAGEMAP_SCAN`, reading and paging out another process |
+//! | [`mount`] | which mount a file was reached through |
 //! | [`netns`] | network namespaces |
 //! | [`page_cache`] | how much of a file is cached, and how much of it dirty |
 //! | [`pidfd`] | processes by descriptor |
@@ -21,6 +22,7 @@ pub mod descriptor;
 pub mod fault;
 pub mod guest;
 pub mod memory;
+pub mod mount;
 pub mod netns;
 pub mod page_cache;
 pub mod pidfd;

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use dormouse_client::v1;
-use dormouse_model::Fault as _;
 use dormouse_store::{Damage, Report, sqlite};
 use serde_json::{Value, json};
 
@@ -47,7 +46,7 @@ async fn ask(session: &Session) -> Result<v1::StoreReport, Failure> {
 /// Checks a file without the daemon.
 fn look_at(path: &Path) -> Result<v1::StoreReport, Failure> {
     let report = sqlite::inspect(path).map_err(|error| {
-        let failure = Failure::new(error.code(), error.to_string());
+        let failure = Failure::of(&error);
         match std::error::Error::source(&error) {
             Some(cause) => failure.because(cause),
             None => failure,

@@ -145,8 +145,12 @@ impl SystemService for Api {
         request: Request<v1::DropQuarantinedRequest>,
     ) -> Result<Response<v1::DropQuarantinedResponse>, Status> {
         let request = request.into_inner();
-        let kind = RecordKind::from_name(&request.kind)
-            .ok_or_else(|| status(&FieldError::new("kind", "is no kind of record")))?;
+        let kind = RecordKind::from_name(&request.kind).ok_or_else(|| {
+            status(&FieldError::new(
+                "kind",
+                "is no kind of record; dormouse store quarantine ls says which there are",
+            ))
+        })?;
         self.store
             .discard(kind, &request.key)
             .await

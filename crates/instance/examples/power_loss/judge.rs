@@ -10,7 +10,7 @@ use dormouse_model::{State, WorkloadId};
 
 use crate::Outcome;
 use crate::puppet::{Sight, Witness};
-use crate::workload::Deed;
+use crate::workload::{Deed, Lasting};
 use crate::world::World;
 
 /// What was acknowledged of an instance.
@@ -19,10 +19,8 @@ struct Life {
     made: bool,
     removing: bool,
     removed: bool,
-    /// It sleeps, and nothing was asked of it since.
-    asleep: bool,
-    /// Its memory is on the disk.
-    spilled: bool,
+    /// It sleeps, with memory that outlives this, and nothing was asked of it since.
+    asleep: Option<Lasting>,
     /// The content with which its guest ran last.
     content: Option<u64>,
 }
@@ -38,8 +36,8 @@ impl Knowledge {
     pub(crate) fn learn(&mut self, deed: &Deed) {
         let (Deed::Made(id)
         | Deed::Runs(id, _)
-        | Deed::Slept(id)
-        | Deed::Spilled(id)
+        | Deed::Slept(id, _)
+        | Deed::Settled(id)
         | Deed::Disturbed(id)
         | Deed::Removing(id)
         | Deed::Removed(id)) = deed;
@@ -48,12 +46,12 @@ impl Knowledge {
             Deed::Made(_) => life.made = true,
             Deed::Runs(_, content) => {
                 life.content = Some(*content);
-                (life.asleep, life.spilled) = (false, false);
+                life.asleep = None;
             }
-            Deed::Slept(_) => life.asleep = true,
-            Deed::Spilled(_) => life.spilled = true,
-            Deed::Disturbed(_) => (life.asleep, life.spilled) = (false, false),
-            Deed::Removing(_) => (life.removing, life.asleep, life.spilled) = (true, false, false),
+            Deed::Slept(_, lasting) => life.asleep = Some(*lasting),
+            Deed::Settled(_) => life.asleep = Some(Lasting::Reboot),
+            Deed::Disturbed(_) => life.asleep = None,
+            Deed::Removing(_) => (life.removing, life.asleep) = (true, None),
             Deed::Removed(_) => life.removed = true,
         }
     }
@@ -104,6 +102,7 @@ impl Counts {
 pub(crate) async fn judge(
     world: &World,
     disk: &Path,
+    boot_id: &str,
     known: &Knowledge,
     reboot: bool,
     counts: &mut Counts,
@@ -114,13 +113,12 @@ pub(crate) async fn judge(
         let sights = Arc::clone(&sights);
         move |sight| sights.lock().unwrap_or_else(PoisonError::into_inner).push(sight)
     });
-    let boot_id = dormouse_sys::clock::boot_id()?;
     if !disk.join("data").is_dir() {
         // Before the daemon made sure of its directory nothing was acknowledged.
         counts.unreadable += u64::from(known.lives.values().any(|life| life.made));
         return Ok(());
     }
-    let (instances, mut tasks) = match world.manager(disk, &boot_id, witness).await {
+    let (instances, mut tasks) = match world.manager(disk, boot_id, witness).await {
         Ok(started) => started,
         Err(error) => {
             counts.unreadable += 1;
@@ -194,14 +192,17 @@ async fn judge_sleeper(
         }
         return;
     }
-    if !life.asleep {
-        return;
-    }
-    // It was acknowledged that it sleeps. What was on tmpfs may be gone with a reboot; else it must be there.
+    // It was acknowledged that it sleeps.
+    let Some(lasting) = life.asleep else { return };
+    let may_be_refused = match lasting {
+        Lasting::Mount => true,
+        Lasting::Boot => reboot,
+        Lasting::Reboot => false,
+    };
     if why.is_empty() {
         counts.unexplained += 1;
         counts.say(format_args!("unexplained: {id} slept and is {}", view.state));
-    } else if reboot {
+    } else if may_be_refused {
         counts.refused += 1;
     } else {
         counts.acknowledged_lost += 1;

@@ -5,17 +5,22 @@
 //!
 //! Guests are puppets (`puppet`): each time one runs it writes a new number into its memory and its disk, so
 //! that the harness knows what a snapshot must hold. Half of the cuts are reboots: another boot id, and what
-//! was on tmpfs is gone. The others are crashes of the disk's file system alone: what was on tmpfs is as it was.
+//! was on tmpfs is gone. The others are crashes of the disk's file system alone, which is mounted anew: what
+//! was on tmpfs is as it was.
+//!
+//! What must survive: memory on tmpfs a crash, settled memory on disk a reboot too. Memory that its sleep left
+//! on disk and nobody has settled yet is refused with a reason, or whole.
 //!
 //! | count | is |
 //! |---|---|
 //! | `acknowledged_lost` | an instance, standby or removal that was acknowledged and is not so |
-//! | `believed_wrong` | a snapshot loaded whose state, memory or disk is not that of its standby, or whose guest has run since |
+//! | `believed_wrong` | a snapshot loaded of which state, memory or disk is not that of its standby, or of which the guest has run since |
 //! | `unreadable` | a disk on which no manager starts |
 //! | `unexplained` | an instance that is not as it was acknowledged, without a reason |
 //! | `believed`, `refused` | snapshots loaded, and those refused with a reason |
 
 mod judge;
+mod private;
 mod puppet;
 mod workload;
 mod world;
@@ -26,6 +31,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use dormouse_disklab::{Change, Disk, Platter};
+use dormouse_model::Bytes;
 
 use judge::{Counts, Knowledge, judge};
 use workload::Deed;
@@ -34,8 +40,8 @@ use world::World;
 /// Whatever goes wrong with the harness itself.
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The boot of the workload when the cut is a reboot: no kernel's.
-const EARLIER_BOOT: &str = "11111111-1111-4111-8111-111111111111";
+/// The boot after a cut that is a reboot: no kernel's.
+const LATER_BOOT: &str = "11111111-1111-4111-8111-111111111111";
 
 /// A disk that was written, and what was known at each of its marks.
 struct Recording {
@@ -72,6 +78,8 @@ async fn replay(
     reboot: bool,
     counts: &mut Counts,
 ) -> Outcome<()> {
+    let this_boot = dormouse_sys::clock::boot_id()?;
+    let boot_id = if reboot { LATER_BOOT } else { &this_boot };
     let (mut platter, mut done) = (Platter::default(), 0);
     let mut known = Knowledge::default();
     let length = u64::try_from(recording.log.len())?;
@@ -97,16 +105,22 @@ async fn replay(
         std::fs::create_dir(&root)?;
         let disk = Disk::mount_tree(&tree, &backing, &root)?;
         disk.set_silent(true);
-        judge(world, disk.root(), &known, reboot, counts).await?;
+        judge(world, disk.root(), boot_id, &known, reboot, counts).await?;
     }
     Ok(())
 }
 
-#[tokio::main]
-async fn main() -> Outcome<()> {
-    let mut arguments = std::env::args().skip(1);
-    let cuts: u64 = arguments.next().unwrap_or_else(|| "20".to_owned()).parse()?;
-    let seed: u64 = arguments.next().unwrap_or_else(|| "1".to_owned()).parse()?;
+fn main() -> Outcome<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [private::ROLE, size] => Ok(private::serve(Bytes(size.parse()?))?),
+        [cuts, seed] => tokio::runtime::Runtime::new()?.block_on(cut(cuts.parse()?, seed.parse()?)),
+        _ => Err("power_loss CUTS SEED".into()),
+    }
+}
+
+async fn cut(cuts: u64, seed: u64) -> Outcome<()> {
     let memory = Path::new("/dev/shm");
     let base = if memory.is_dir() {
         memory
@@ -119,8 +133,8 @@ async fn main() -> Outcome<()> {
     let mut counts = Counts::default();
     let boot_id = dormouse_sys::clock::boot_id()?;
     let outcome = async {
-        for (reboot, boot_id) in [(true, EARLIER_BOOT), (false, boot_id.as_str())] {
-            let recording = record(&world, scratch, boot_id).await?;
+        for reboot in [true, false] {
+            let recording = record(&world, scratch, &boot_id).await?;
             replay(
                 &world,
                 &recording,
@@ -150,7 +164,7 @@ async fn main() -> Outcome<()> {
                 &world,
                 &careless,
                 scratch,
-                cuts.div_ceil(2).min(20),
+                cuts.div_ceil(8).clamp(5, 20),
                 seed,
                 reboot,
                 &mut planted,

@@ -1,4 +1,5 @@
-//! A monitor without processes whose guests have memory and disks that can be told apart.
+//! A monitor whose guests have memory and disks that can be told apart; only one that maps memory privately
+//! has a process (`private`).
 //!
 //! Each time a guest runs it has a new *content*: a number that it writes into pages of its memory and of
 //! its disk. The device state that is saved has the number too. What is restored must then have one number
@@ -18,18 +19,20 @@ use async_trait::async_trait;
 use dormouse_guest::{Channel, Event, GuestIdentity, Message, Phase};
 use dormouse_hypervisor::{
     Abilities, Accelerator, Adopted, Balloon, Deadline, Driver, DriverError, DriverKind, ExitReason, Gone,
-    LaunchSpec, Parts, Probe, ProcessIdentity, ProcessRecord, Saved, Vm, VmStatus,
+    LaunchSpec, Parts, Probe, ProcessIdentity, ProcessRecord, Saved, Sharing, Vm, VmStatus,
 };
 use dormouse_model::{Bytes, WorkloadId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::private::PrivateMemory;
+
 /// Where a guest writes its content on its disk: within the head that is compared.
 const DISK_PAGE: u64 = 4096 * 4;
 /// Bytes of device state.
 const STATE: usize = 3000;
-/// Pids of no process of this host: above the kernel's limit of 2^22.
+/// Pids of those without a process, which are of no process of this host: above the kernel's limit of 2^22.
 const FIRST_PID: u64 = 1 << 23;
 
 /// What the driver saw.
@@ -95,18 +98,30 @@ impl Puppet {
     }
 
     fn make(&self, id: WorkloadId, parts: Parts) -> Result<Arc<Machine>, DriverError> {
-        let pid = self.shared.pids.fetch_add(1, Ordering::Relaxed);
-        let pid = u32::try_from(pid).unwrap_or(u32::MAX);
+        let ram = File::from(parts.ram.file);
+        let (private, pid, start_ticks) = match parts.ram.sharing {
+            Sharing::Shared => {
+                let pid = self.shared.pids.fetch_add(1, Ordering::Relaxed);
+                (None, u32::try_from(pid).unwrap_or(u32::MAX), pid)
+            }
+            Sharing::Private => {
+                let private = PrivateMemory::start(&ram, parts.ram.size).map_err(|error| failed(&error))?;
+                let pid = private.pid();
+                let ticks = dormouse_sys::clock::process_start_ticks(pid).map_err(|error| failed(&error))?;
+                (Some(private), pid, ticks)
+            }
+        };
         let listener = UnixListener::from(parts.agent.listener);
         let disks = parts.disks.into_iter().find(|disk| !disk.readonly);
         let machine = Arc::new(Machine {
             id,
             process: ProcessIdentity {
                 pid,
-                start_ticks: u64::from(pid),
+                start_ticks,
                 boot_id: self.boot_id.clone(),
             },
-            ram: parts.ram.file.into(),
+            ram,
+            private: Mutex::new(private),
             size: parts.ram.size,
             disk: disks.map(|disk| disk.file.into()),
             content: AtomicU64::new(0),
@@ -140,6 +155,8 @@ struct Machine {
     id: WorkloadId,
     process: ProcessIdentity,
     ram: File,
+    /// Of a guest that maps its memory privately, until its end.
+    private: Mutex<Option<PrivateMemory>>,
     size: Bytes,
     disk: Option<File>,
     content: AtomicU64,
@@ -162,9 +179,14 @@ impl Machine {
     fn write(&self, content: u64) -> std::io::Result<()> {
         self.content.store(content, Ordering::Release);
         let page = self.page(content);
+        let mut private = lock(&self.private);
         for at in self.ram_pages() {
-            self.ram.write_all_at(&page, at)?;
+            match private.as_mut() {
+                Some(private) => private.write(at, &page)?,
+                None => self.ram.write_all_at(&page, at)?,
+            }
         }
+        drop(private);
         if let Some(disk) = &self.disk {
             disk.write_all_at(&page, DISK_PAGE)?;
         }
@@ -189,6 +211,7 @@ impl Machine {
     }
 
     fn end(&self) {
+        drop(lock(&self.private).take());
         self.exit.send_replace(Some(ExitReason::Signal(9)));
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use dormouse_disklab::Disk;
 use dormouse_instance::machine::Removal;
-use dormouse_instance::{CreateRequest, Instances};
+use dormouse_instance::memory::Home;
+use dormouse_instance::view::SnapshotView;
+use dormouse_instance::{CreateRequest, InstanceError, Instances};
 use dormouse_model::policy::PolicySetting;
 use dormouse_model::spec::Placement;
 use dormouse_model::{Bytes, InstanceSpec, OnLostMemory, SleepTrigger, State, WorkloadId};
@@ -23,8 +25,19 @@ const READY: Duration = Duration::from_secs(10);
 const ROUNDS: u32 = 3;
 /// Memory of a guest; only three pages of it are ever written.
 const MEMORY: Bytes = Bytes::mib(128);
-/// How long a spill may take.
-const SPILLED: Duration = Duration::from_secs(5);
+/// How long it may take until memory is settled.
+const SETTLED: Duration = Duration::from_secs(20);
+
+/// What the memory of a sleeper outlives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lasting {
+    /// On disk and not settled: nothing.
+    Mount,
+    /// On tmpfs: a crash of the disk's file system.
+    Boot,
+    /// On disk and settled: a reboot as well.
+    Reboot,
+}
 
 /// Something that was known, or was about to be done, at a mark of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +47,9 @@ pub(crate) enum Deed {
     /// Its guest is about to run with this content.
     Runs(WorkloadId, u64),
     /// It sleeps: acknowledged.
-    Slept(WorkloadId),
-    /// Its memory is on disk and nowhere else.
-    Spilled(WorkloadId),
+    Slept(WorkloadId, Lasting),
+    /// Its memory is on disk, settled, and nowhere else.
+    Settled(WorkloadId),
     /// It is about to be woken or stopped or removed: what was acknowledged of its sleep ends some time from
     /// now.
     Disturbed(WorkloadId),
@@ -143,15 +156,7 @@ async fn life(
             instances.start(id).await?;
             instances.wait(id, &[State::Running], false, READY).await?;
             sleep(instances, notes, id).await?;
-            if placement == Placement::Disk || boot == 0 {
-                notes.note(Deed::Disturbed(id));
-                instances.wake(id).await?;
-                sleep(instances, notes, id).await?;
-            }
-            if placement == Placement::Spill {
-                spilled(root, id).await?;
-                notes.note(Deed::Spilled(id));
-            }
+            sleeps(instances, notes, root, id, (placement, boot)).await?;
             if boot == 0 {
                 notes.note(Deed::Disturbed(id));
                 if placement == Placement::Spill {
@@ -170,19 +175,68 @@ async fn life(
     Ok(())
 }
 
+/// What a sleeper of this placement goes through in its first and second boot.
+async fn sleeps(
+    instances: &Instances,
+    notes: &Notes,
+    root: &Path,
+    id: WorkloadId,
+    (placement, boot): (Placement, u32),
+) -> Outcome<()> {
+    match (placement, boot) {
+        (Placement::Tmpfs | Placement::Auto, 0) => once_more(instances, notes, id).await,
+        (Placement::Tmpfs | Placement::Auto, _) => Ok(()),
+        (Placement::Disk, _) => {
+            once_more(instances, notes, id).await?;
+            settled(instances, notes, root, id).await?;
+            once_more(instances, notes, id).await
+        }
+        (Placement::Spill, boot) => {
+            if boot == 0 {
+                // While it is copied.
+                once_more(instances, notes, id).await?;
+            }
+            settled(instances, notes, root, id).await?;
+            // Mapped privately, and written back.
+            once_more(instances, notes, id).await?;
+            if boot == 0 {
+                settled(instances, notes, root, id).await?;
+                once_more(instances, notes, id).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn once_more(instances: &Instances, notes: &Notes, id: WorkloadId) -> Outcome<()> {
+    notes.note(Deed::Disturbed(id));
+    instances.wake(id).await?;
+    sleep(instances, notes, id).await
+}
+
 async fn sleep(instances: &Instances, notes: &Notes, id: WorkloadId) -> Outcome<()> {
-    instances.standby(id, SleepTrigger::Caller).await?;
-    notes.note(Deed::Slept(id));
+    let view = instances.standby(id, SleepTrigger::Caller).await?;
+    let lasting = match view.memory.home {
+        Home::Tmpfs => Lasting::Boot,
+        Home::Disk => Lasting::Mount,
+    };
+    notes.note(Deed::Slept(id, lasting));
     Ok(())
 }
 
-/// Waits until the memory is on disk and tmpfs has it no more.
-async fn spilled(root: &Path, id: WorkloadId) -> Outcome<()> {
+/// Waits until the memory is on disk, settled, and tmpfs has it no more.
+async fn settled(instances: &Instances, notes: &Notes, root: &Path, id: WorkloadId) -> Outcome<()> {
     let resident = root.join("ram").join(format!("{id}.ram"));
     let wait = async {
-        while resident.exists() {
+        loop {
+            let view = instances.view(id)?;
+            if view.snapshot == Some(SnapshotView::Kept { settled: true }) && !resident.exists() {
+                return Ok::<(), InstanceError>(());
+            }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    Ok(tokio::time::timeout(SPILLED, wait).await?)
+    tokio::time::timeout(SETTLED, wait).await??;
+    notes.note(Deed::Settled(id));
+    Ok(())
 }

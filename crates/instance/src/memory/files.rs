@@ -54,6 +54,8 @@ impl ImageFiles {
         fchown(&file, Some(uid), Some(uid)).map_err(fail)?;
         if image.home == Home::Disk {
             reserve(&file, image.size, &path)?;
+            // Its length: a sleep does not flush it, and a file that a crash left short is no memory.
+            file.sync_data().map_err(fail)?;
         }
         Ok(file)
     }

@@ -168,11 +168,28 @@ impl Check<'_> {
         if manifest.memory.home == home && manifest.boot == boot {
             same(PART, PartFault::Inode, meta.ino(), manifest.memory.inode)?;
         }
+        self.same_mount(manifest, memory, &path)?;
         // It never moves to tmpfs.
         if manifest.memory.home == Home::Disk && home == Home::Tmpfs {
             return lost(PART, PartFault::Unsupported);
         }
         Ok(())
+    }
+
+    /// Memory of which pages may be in the page cache only is all there on the very mount where its sleep left
+    /// it. Unmounted and mounted again, within one boot and with the same inode, it is what the disk has of it.
+    fn same_mount(&self, manifest: &Manifest, memory: &File, path: &Path) -> Result<(), TrustError> {
+        const PART: ImagePart = ImagePart::Memory;
+        let (Settled::Open, Some(left)) = (self.image.settled, manifest.memory.unflushed_on) else {
+            return Ok(());
+        };
+        let found = dormouse_sys::mount::unique_number(memory)
+            .map_err(|source| TrustError::of(PART, path, source))?;
+        if found == Some(left) {
+            Ok(())
+        } else {
+            lost(PART, PartFault::Unsettled)
+        }
     }
 
     /// Makes sure that memory on disk outlives this boot, and returns the image as it is then: what nobody
@@ -200,6 +217,8 @@ impl Check<'_> {
             return Ok(self.image);
         }
         if self.image.settled == Settled::Open {
+            // A digest of what the disk kept of it would vouch for the wrong memory.
+            self.same_mount(&self.manifest()?, &file, &path)?;
             file.sync_data().map_err(fail)?;
         }
         let found = memory_digest(&file, &path, cut)?;

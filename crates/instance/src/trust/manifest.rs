@@ -44,6 +44,10 @@ pub struct MemoryPart {
     pub name: String,
     /// Its inode.
     pub inode: u64,
+    /// The mount that alone shows all of it, by its number ([`dormouse_sys::mount`]): pages of it may be in
+    /// the page cache only, which another mount of the same disk does not have. `None` when the sleep has
+    /// flushed it, and on tmpfs, where there is nothing but the cache.
+    pub unflushed_on: Option<u64>,
 }
 
 /// A writable disk as its guest left it.
@@ -123,6 +127,9 @@ struct Body {
     disks: Vec<DiskBody>,
     #[prost(message, optional, tag = "12")]
     monitor: Option<MonitorBody>,
+    /// 0 for none: the kernel begins to count above it.
+    #[prost(uint64, tag = "13")]
+    memory_unflushed_on: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -168,6 +175,7 @@ impl Manifest {
             memory_on_disk: self.memory.home == Home::Disk,
             memory_name: self.memory.name.clone(),
             memory_inode: self.memory.inode,
+            memory_unflushed_on: self.memory.unflushed_on.unwrap_or(0),
             state_length: self.state_length.0,
             state_digest: self.state_digest.0.to_vec(),
             disks: self
@@ -259,6 +267,7 @@ impl Body {
                 },
                 name: self.memory_name,
                 inode: self.memory_inode,
+                unflushed_on: (self.memory_unflushed_on != 0).then_some(self.memory_unflushed_on),
             },
             state_length: Bytes(self.state_length),
             state_digest: digest(&self.state_digest, "state digest")?,
@@ -299,6 +308,7 @@ mod tests {
                 home: Home::Tmpfs,
                 name: "x.ram".to_owned(),
                 inode: 11,
+                unflushed_on: None,
             },
             state_length: Bytes(16),
             state_digest: Digest([1; 32]),
@@ -318,8 +328,13 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for shape in [Shape::Own, Shape::Base, Shape::BaseDelta] {
-            let manifest = Manifest { shape, ..manifest() };
+        for (shape, unflushed_on) in [
+            (Shape::Own, None),
+            (Shape::Base, Some(1)),
+            (Shape::BaseDelta, Some(u64::MAX)),
+        ] {
+            let mut manifest = Manifest { shape, ..manifest() };
+            manifest.memory.unflushed_on = unflushed_on;
             assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
         }
     }

@@ -11,11 +11,12 @@
 //! | when | what is compared |
 //! |---|---|
 //! | a daemon starts | names, lengths, inode, boot (`adoption.rs`); nothing is read |
-//! | before each wake | manifest, device state, disk heads, monitor: whole. Memory: inode and boot |
+//! | before each wake | manifest, device state, disk heads, monitor: whole. Memory: inode, boot, and until it is settled the mount |
 //! | once in another boot than the memory is of | all of memory, in the background or before the wake |
 //!
 //! What protects memory within one boot is that nobody but a wake opens the file: inode and boot tell it
-//! from any other. Over a reboot only memory that was settled is believed: flushed, and its digest in the
+//! from any other, and the number of its mount tells whether the page cache is the one that it was left in
+//! (a file system that failed and was mounted again has a cache of its own). Over a reboot only memory that was settled is believed: flushed, and its digest in the
 //! record, both durable ([`Settled`](crate::machine::Settled)).
 //!
 //! | module | |

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The three flushes run side by side: nothing orders them among each other, and a journalling file system
-//! commits them together. All three are over before the record is written. Memory is not flushed here; see
-//! [`Settled`].
+//! commits them together. All three are over before the record is written. Memory is not flushed here (see
+//! [`Settled`](crate::machine::Settled)): the manifest names the mount whose page cache has it. Only where the
+//! kernel cannot tell one mount from a later one is memory on disk the fourth that is flushed.
 //!
 //! The head of a disk is read through the page cache of the file that the monitor writes, after
 //! [`dormouse_hypervisor::Vm::pause`], which returns when every write of the guest has been made and
@@ -57,7 +58,15 @@ impl Seal<'_> {
         let state_path = layout.state_file(id, self.generation.0);
         let state = read_whole(self.state).map_err(|source| failed(&state_path, source))?;
         let memory_path = layout.images().path(id, self.ram.home);
-        let memory = std::fs::metadata(&memory_path).map_err(|source| failed(&memory_path, source))?;
+        let memory_file = File::open(&memory_path).map_err(|source| failed(&memory_path, source))?;
+        let memory = memory_file
+            .metadata()
+            .map_err(|source| failed(&memory_path, source))?;
+        let unflushed_on = match self.ram.home {
+            Home::Tmpfs => None,
+            Home::Disk => dormouse_sys::mount::unique_number(&memory_file)
+                .map_err(|source| failed(&memory_path, source))?,
+        };
         let manifest = Manifest {
             instance: id,
             generation: self.generation,
@@ -68,6 +77,7 @@ impl Seal<'_> {
                 home: self.ram.home,
                 name: name_of(&memory_path),
                 inode: memory.ino(),
+                unflushed_on,
             },
             state_length: Bytes(state.len() as u64),
             state_digest: digest::of_bytes(&state),
@@ -77,7 +87,11 @@ impl Seal<'_> {
         let bytes = manifest.encode();
         let path = layout.manifest_file(id, self.generation.0);
         let file = write(&path, &bytes).map_err(|source| failed(&path, source))?;
-        flush(&[(&state_path, self.state), (&path, &file)], &layout.instance(id))?;
+        let mut files = vec![(&state_path, self.state), (&path, &file)];
+        if self.ram.home == Home::Disk && unflushed_on.is_none() {
+            files.push((&memory_path, &memory_file));
+        }
+        flush(&files, &layout.instance(id))?;
         let kept = match self.ram.home {
             Home::Tmpfs => Kept::Resident { inode: memory.ino() },
             Home::Disk => Kept::Spilled { inode: memory.ino() },

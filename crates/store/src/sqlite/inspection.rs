@@ -11,7 +11,7 @@ use super::database::Database;
 use super::lock::StoreLock;
 use super::opening;
 use crate::backend::{Report, Tally};
-use crate::error::StoreError;
+use crate::error::{Cause, StoreError};
 use crate::record::{Damage, DamageReason, Key, RecordKind};
 
 /// Reads every row.
@@ -53,9 +53,14 @@ pub(super) fn look(connection: &Connection) -> Result<Report, rusqlite::Error> {
 
 /// Checks the store at `path`, which nobody may have open. Changes nothing in it.
 pub(super) fn inspect(path: &Path) -> Result<Report, StoreError> {
-    let size = fs::metadata(path)
-        .map_err(|source| opening::open_failed(path, source))?
-        .len();
+    let meta = fs::metadata(path).map_err(|source| opening::open_failed(path, source))?;
+    if !meta.is_file() {
+        let what = std::io::Error::other("it is no regular file");
+        return Err(opening::open_failed(path, what));
+    }
+    // SQLite does not say why a file cannot be read.
+    drop(File::open(path).map_err(|source| opening::open_failed(path, source))?);
+    let size = meta.len();
     // A store on a medium that cannot be written has no owner either.
     let _lock = StoreLock::take_if_there(path)?;
     let log = opening::log_path(path);
@@ -78,7 +83,13 @@ pub(super) fn inspect(path: &Path) -> Result<Report, StoreError> {
 }
 
 fn inspect_connection(path: &Path, connection: &Connection) -> Result<Report, StoreError> {
-    opening::verify(path, connection)?;
+    // A new database has no layout yet. A daemon would fill it; whoever asks what is in it took it for a store.
+    if opening::verify(path, connection)? == 0 {
+        return Err(StoreError::DatabaseDamaged {
+            path: path.to_owned(),
+            found: "it is empty".to_owned(),
+        });
+    }
     look(connection).map_err(|error| opening::refused(path, error))
 }
 
@@ -101,12 +112,27 @@ pub(super) fn back_up(database: &Database, to: &Path) -> Result<Tally, StoreErro
         return Err(StoreError::BackupExists { path: to.to_owned() });
     }
     let part = part_path(to);
-    let outcome = copy_and_check(database, &part).and_then(|tally| {
-        let named = fs::hard_link(&part, to).and_then(|()| opening::sync_directory(to));
-        named.map_err(|source| match source.kind() {
+    // Records name what people run. What is there under this name is another copy that is being made, or was
+    // when its daemon ended: not ours to write into. SQLite takes the empty file for a new database.
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&part)
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::AlreadyExists => StoreError::BackupExists { path: part.clone() },
+            _ => failed(to, source),
+        })?;
+    let outcome = copy_and_check(database, &part, to).and_then(|tally| {
+        fs::hard_link(&part, to).map_err(|source| match source.kind() {
             std::io::ErrorKind::AlreadyExists => StoreError::BackupExists { path: to.to_owned() },
             _ => failed(to, source),
         })?;
+        if let Err(source) = opening::sync_directory(to) {
+            // A name that may be gone tomorrow is no backup.
+            drop(fs::remove_file(to));
+            return Err(failed(to, source));
+        }
         Ok(tally)
     });
     if let Err(error) = fs::remove_file(&part) {
@@ -115,38 +141,30 @@ pub(super) fn back_up(database: &Database, to: &Path) -> Result<Tally, StoreErro
     outcome
 }
 
-fn copy_and_check(database: &Database, part: &Path) -> Result<Tally, StoreError> {
-    // Records name what people run. An empty file is taken by SQLite for a new database.
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(part)
-        .map_err(|source| failed(part, source))?;
+fn copy_and_check(database: &Database, part: &Path, to: &Path) -> Result<Tally, StoreError> {
     database
         .copy_into(part)
         .map_err(|error| match opening::refused(part, error) {
-            full @ StoreError::Full { .. } => full,
+            StoreError::Full { source } => full(to, source),
             other => StoreError::Backup {
-                path: part.to_owned(),
+                path: to.to_owned(),
                 source: Arc::new(other),
             },
         })?;
     File::open(part)
         .and_then(|file| file.sync_all())
-        .map_err(|source| failed(part, source))?;
+        .map_err(|source| failed(to, source))?;
     let (copied, ours) = (inspect(part)?, database.check()?);
     if copied != ours {
         return Err(StoreError::Backup {
-            path: part.to_owned(),
+            path: to.to_owned(),
             source: Arc::new(StoreError::DatabaseDamaged {
                 path: part.to_owned(),
                 found: "the copy is not what was copied".to_owned(),
             }),
         });
     }
-    let size = fs::metadata(part).map_err(|source| failed(part, source))?.len();
+    let size = fs::metadata(part).map_err(|source| failed(to, source))?.len();
     Ok(Tally {
         records: ours.sound,
         bytes: size,
@@ -154,12 +172,23 @@ fn copy_and_check(database: &Database, part: &Path) -> Result<Tally, StoreError>
 }
 
 fn failed(path: &Path, source: std::io::Error) -> StoreError {
-    match opening::open_failed(path, source) {
-        full @ StoreError::Full { .. } => full,
-        other => StoreError::Backup {
-            path: path.to_owned(),
-            source: Arc::new(other),
-        },
+    if source.kind() == std::io::ErrorKind::StorageFull {
+        return full(path, Arc::new(source));
+    }
+    StoreError::Backup {
+        path: path.to_owned(),
+        source: Arc::new(source),
+    }
+}
+
+/// It is the place of the copy that is full, not that of the store.
+fn full(path: &Path, source: Cause) -> StoreError {
+    let copying = StoreError::Backup {
+        path: path.to_owned(),
+        source,
+    };
+    StoreError::Full {
+        source: Arc::new(copying),
     }
 }
 
