@@ -11,7 +11,7 @@ use dormouse_sys::fault::Side;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::actor::{Actor, Command, INBOX, Outlets, Paused, Rested};
+use crate::actor::{Actor, Command, Commons, INBOX, Outlets, Paused, Rested, settings};
 use crate::error::InstanceError;
 use crate::machine::{Effect, Machine, Record, Removal};
 use crate::memory::GuestRam;
@@ -62,6 +62,8 @@ struct Shared {
     events: broadcast::Sender<InstanceEvent>,
     notices: mpsc::Sender<InstanceEvent>,
     tasks: Mutex<JoinSet<()>>,
+    /// What those at rest have in common.
+    commons: Commons,
     /// Whether the daemon goes down: a task that ends then says nothing about its instance.
     detaching: AtomicBool,
 }
@@ -86,7 +88,16 @@ impl Entry {
     fn see<T>(&self, look: impl FnOnce(&InstanceView) -> T) -> Option<T> {
         match self {
             Seat::Taken(task) => task.view.upgrade().map(|view| look(&view.borrow())),
-            Seat::Resting(rested) => Some(look(rested.view())),
+            Seat::Resting(rested) => rested.see(look),
+            Seat::Moving => None,
+        }
+    }
+
+    /// Its state, at the cost of a look; `None` when its task has ended.
+    fn state(&self) -> Option<State> {
+        match self {
+            Seat::Taken(_) => self.see(|view| view.state),
+            Seat::Resting(rested) => Some(rested.state()),
             Seat::Moving => None,
         }
     }
@@ -192,9 +203,12 @@ impl Shared {
     }
 
     /// Gives an instance that was at rest a task again. Under the registry's lock.
+    #[allow(clippy::boxed_local, reason = "what a seat hands out")]
     fn raise(self: &Arc<Self>, rested: Box<Rested>) -> Task<Command, InstanceView> {
-        let (outlets, inbox, task) = self.outlets(rested.view());
-        let actor = Actor::of_rested(Arc::clone(&self.rooms), *rested, outlets, inbox);
+        let Some((actor, task)) = Actor::of_rested(&self.rooms, *rested, |view| self.outlets(view)) else {
+            tracing::error!("an instance at rest does not come back before the next start");
+            return Task::ended();
+        };
         self.occupy(actor, None, Vec::new());
         task
     }
@@ -210,7 +224,7 @@ impl Shared {
                 let mut registry = shared.registry();
                 let (inbox, view) = actor.ends();
                 let seat = registry.entries.get_mut(&actor.id());
-                if seat.is_none_or(|seat| seat.rest(inbox, view, || actor.rested())) {
+                if seat.is_none_or(|seat| seat.rest(inbox, view, || actor.rested(&shared.commons))) {
                     return;
                 }
             }
@@ -317,9 +331,7 @@ impl Instances {
             }
             return Err(InstanceError::Store { what, source });
         }
-        let machine = Machine::new(
-            rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
-        );
+        let machine = Machine::new(settings(rooms, &remembered));
         let birth = InstanceEvent::Created(Box::new(remembered.view.clone()));
         self.launch_task(machine, remembered, Parts::default(), Some(birth), Vec::new());
         if start {
@@ -403,7 +415,7 @@ impl Instances {
     #[must_use]
     pub fn count(&self, state: State) -> usize {
         let registry = self.shared.registry();
-        let is_so = |entry: &&Entry| entry.see(|view| view.state == state) == Some(true);
+        let is_so = |entry: &&Entry| entry.state() == Some(state);
         registry.entries.values().filter(is_so).count()
     }
 

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::seat::Seat;
 use super::{EVENTS, Instances, InstancesTask, NOTICES, Registry, Shared};
-use crate::actor::Rested;
+use crate::actor::{Commons, Rested, settings};
 use crate::adoption::Facts;
 use crate::error::InstanceError;
 use crate::machine::{Done, Effect, Input, Machine, Phase, Step};
@@ -145,6 +145,7 @@ impl Instances {
             events: broadcast::Sender::new(EVENTS),
             notices,
             tasks: Mutex::new(JoinSet::new()),
+            commons: Commons::default(),
             detaching: AtomicBool::new(false),
         });
         let task = InstancesTask {
@@ -212,7 +213,7 @@ impl Instances {
             && machine.state() == remembered.view.state;
         let name = remembered.view.spec.name.clone();
         if quiet {
-            match Rested::new(machine, remembered) {
+            match Rested::new(rooms, &self.shared.commons, machine, remembered) {
                 Ok(rested) => {
                     let mut registry = self.shared.registry();
                     registry.names.insert(name, id);
@@ -237,7 +238,7 @@ impl Instances {
 fn recovered(rooms: &Rooms, remembered: &Remembered, facts: &Facts) -> (Machine, Vec<Effect>) {
     let mut effects = Vec::new();
     let machine = Machine::recover(
-        rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
+        settings(rooms, remembered),
         remembered.life.clone(),
         facts,
         rooms.clock.now(),
