@@ -122,7 +122,7 @@ fn silence(lab: &Lab, count: &str, idle: Duration, figures: &mut Figures) -> Res
     Ok(())
 }
 
-/// One real sleeper: made, started, put to sleep, its memory given back.
+/// One real sleeper: made, started, put to sleep, its memory given back and settled.
 fn template(lab: &Lab) -> Result<Guest> {
     let run = ImageRun {
         name: "stub:latest",
@@ -145,7 +145,23 @@ fn template(lab: &Lab) -> Result<Guest> {
     let guest = lab.run(&spec)?;
     lab.nap(&guest)?;
     wait_given_back(&lab.directories(), &guest.id, Duration::from_secs(60))?;
+    wait_settled(lab, &guest, Duration::from_secs(60))?;
     Ok(guest)
+}
+
+/// Waits until the guest's memory is known to outlive a reboot: nothing is done in the background then.
+fn wait_settled(lab: &Lab, guest: &Guest, deadline: Duration) -> Result<()> {
+    let begun = Instant::now();
+    while !lab.view(guest)?.snapshot.is_some_and(|snapshot| snapshot.settled) {
+        ensure!(
+            begun.elapsed() < deadline,
+            "{} is not settled after {deadline:?}\n{}",
+            guest.name,
+            lab.log_tail()
+        );
+        tick(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn register(lab: &Lab, template: &Guest, count: u32) -> Result<Vec<Guest>> {
