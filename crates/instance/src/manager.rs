@@ -1,6 +1,7 @@
 //! The instance manager: finds instances by name and id, makes them, hands requests to their tasks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -400,15 +401,16 @@ impl Instances {
         })
     }
 
-    /// All instances, in the order of their creation.
-    #[must_use]
-    pub fn list(&self) -> Vec<InstanceView> {
-        let registry = self.shared.registry();
-        registry
-            .entries
-            .values()
-            .filter_map(|entry| entry.see(InstanceView::clone))
-            .collect()
+    /// Instances in the order of their creation, from the one after `after` on, or from the first. Each is
+    /// looked at when it is its turn: one that goes before is left out, and no more than one is in memory.
+    pub fn views(&self, after: Option<WorkloadId>) -> impl Iterator<Item = InstanceView> + use<'_> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ids: Vec<WorkloadId> = {
+            let registry = self.shared.registry();
+            let range = registry.entries.range((from, Bound::Unbounded));
+            range.map(|(id, _)| *id).collect()
+        };
+        ids.into_iter().filter_map(|id| self.view(id).ok())
     }
 
     /// How many instances are in `state`.

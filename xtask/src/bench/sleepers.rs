@@ -212,7 +212,16 @@ fn costs(lab: &mut Lab, guests: &[Guest], empty: u64, figures: &mut Figures) -> 
         figures.row(Row::new(case, "bytes", &samples).param("sleepers", guests.len()));
         figures.check_at_most(LINE, case, bytes, most, "bytes");
     }
-    check_states(lab, guests.len(), 0, figures)
+    check_states(lab, guests.len(), 0, figures)?;
+    lab.call(|client| async move { Ok(client.system().get_info(v1::GetInfoRequest {}).await?) })?;
+    tick(SETTLE);
+    let listed = each(resident(lab.daemon_pid())?.saturating_sub(empty));
+    let mut samples = Samples::default();
+    samples.push(listed);
+    let case = "daemon_memory_each_listed";
+    figures.row(Row::new(case, "bytes", &samples).param("sleepers", guests.len()));
+    figures.check_at_most(LINE, case, listed, DAEMON_BYTES_EACH, "bytes");
+    Ok(())
 }
 
 /// From the start of the process until a Get of the last sleeper is answered, in ms.
