@@ -522,7 +522,11 @@ impl Instances {
     #[must_use]
     pub fn users_of(&self, digest: &str) -> Vec<WorkloadId> {
         let registry = self.shared.registry();
-        let uses = |entry: &Entry| entry.see(|view| view.image_digest == digest) == Some(true);
+        let uses = |entry: &Entry| match entry {
+            Seat::Taken(_) => entry.see(|view| view.image_digest == digest) == Some(true),
+            Seat::Resting(rested) => rested.uses(digest),
+            Seat::Moving => false,
+        };
         let made = registry.entries.iter().filter(|(_, entry)| uses(entry));
         let leased = registry.leases.iter().filter(|(_, leased)| *leased == digest);
         made.map(|(id, _)| *id).chain(leased.map(|(id, _)| *id)).collect()

@@ -3,7 +3,7 @@
 //! What is packed is unpacked again at once and compared: what would come back as another is kept as it
 //! is. So packing needs no promise of the machine or of the record; it may only fail to save memory.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ pub(crate) struct Commons {
 
 #[derive(Debug, Default)]
 struct Known {
-    parts: HashSet<Arc<[u8]>>,
+    /// By their encoding.
+    parts: HashMap<Vec<u8>, Arc<InstanceRecord>>,
     /// How many there may be before those are dropped that nobody has any more.
     sweep_at: usize,
 }
@@ -30,18 +31,19 @@ const SWEEP: usize = 64;
 
 impl Commons {
     /// The one copy of `part`.
-    fn shared(&self, part: Vec<u8>) -> Arc<[u8]> {
-        // Every change of the set is one insert or remove: a panic elsewhere leaves it whole.
+    fn shared(&self, part: InstanceRecord) -> Arc<InstanceRecord> {
+        let encoded = part.encode_to_vec();
+        // Every change of the map is one insert or remove: a panic elsewhere leaves it whole.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(part) = known.parts.get(part.as_slice()) {
+        if let Some(part) = known.parts.get(&encoded) {
             return Arc::clone(part);
         }
         if known.parts.len() >= known.sweep_at {
-            known.parts.retain(|part| Arc::strong_count(part) > 1);
+            known.parts.retain(|_, part| Arc::strong_count(part) > 1);
             known.sweep_at = SWEEP.max(2 * known.parts.len());
         }
-        let part: Arc<[u8]> = part.into();
-        known.parts.insert(Arc::clone(&part));
+        let part = Arc::new(part);
+        known.parts.insert(encoded, Arc::clone(&part));
         part
     }
 }
@@ -50,9 +52,9 @@ impl Commons {
 #[derive(Debug)]
 pub(super) struct Packed {
     /// What others have too.
-    common: Arc<[u8]>,
-    /// What it has alone. A message may be cut anywhere between fields: read one after the other, the two
-    /// are the record (protobuf encoding, "Last One Wins").
+    common: Arc<InstanceRecord>,
+    /// What it has alone. A message may be cut anywhere between fields: read into the common part, it makes
+    /// the record (protobuf encoding, "Last One Wins").
     own: Box<[u8]>,
     residue: Residue,
     revision: u64,
@@ -90,7 +92,7 @@ impl Packed {
             .is_some();
         let (common, own) = halves(remembered.to_record());
         let packed = Self {
-            common: commons.shared(common.encode_to_vec()),
+            common: commons.shared(common),
             own: own.encode_to_vec().into(),
             residue: machine.residue()?,
             revision: view.revision,
@@ -103,9 +105,14 @@ impl Packed {
         same.then_some(packed)
     }
 
+    /// The digest of its image.
+    pub(super) fn image_digest(&self) -> &str {
+        &self.common.image_digest
+    }
+
     /// What the record and this say of the instance. Never `None`: it was read when it was packed.
     pub(super) fn remembered(&self) -> Option<Remembered> {
-        let mut record = InstanceRecord::decode(&*self.common).ok()?;
+        let mut record = InstanceRecord::clone(&self.common);
         record.merge(&*self.own).ok()?;
         let mut remembered = Remembered::from_record(record).ok()?;
         let view = &mut remembered.view;
@@ -212,12 +219,17 @@ mod tests {
     #[test]
     fn common_parts_are_kept_once_and_go_with_their_last_owner() {
         let commons = Commons::default();
-        let first = commons.shared(vec![0]);
-        assert!(Arc::ptr_eq(&first, &commons.shared(vec![0])));
-        for part in 1..=200_u8 {
-            drop(commons.shared(vec![part]));
+        let part = |uid| InstanceRecord {
+            uid,
+            ..InstanceRecord::default()
+        };
+        let first = commons.shared(part(0));
+        assert!(Arc::ptr_eq(&first, &commons.shared(part(0))));
+        for uid in 1..=200 {
+            drop(commons.shared(part(uid)));
         }
         let known = commons.known.lock().unwrap();
-        assert!(known.parts.len() <= 2 * SWEEP && known.parts.contains(&first));
+        assert!(known.parts.len() <= 2 * SWEEP);
+        assert!(known.parts.values().any(|known| Arc::ptr_eq(known, &first)));
     }
 }

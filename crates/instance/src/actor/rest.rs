@@ -78,6 +78,14 @@ impl Rested {
         self.state
     }
 
+    /// Whether its image has this digest; takes no unpacking either.
+    pub(crate) fn uses(&self, digest: &str) -> bool {
+        match &self.kept {
+            Kept::Packed(packed) => packed.image_digest() == digest,
+            Kept::Whole(whole) => whole.1.view.image_digest == digest,
+        }
+    }
+
     fn unpack(self, rooms: &Rooms) -> Option<(Machine, Remembered)> {
         match self.kept {
             Kept::Packed(packed) => packed.unpack(|remembered| settings(rooms, remembered)),
