@@ -156,9 +156,7 @@ pub async fn join(
 }
 
 /// The store, what is damaged in it, and the images that it knows.
-async fn open_records(
-    config: &Config,
-) -> Result<(Store, tokio::sync::broadcast::Receiver<Damage>, ImageRoom), DaemonError> {
+async fn open_records(config: &Config) -> Result<(Store, Receiver<Damage>, ImageRoom), DaemonError> {
     let data = &config.data_directory;
     let (store, damages) = open_store(&data.join("dormouse.db")).await?;
     let images = ImageRoom::open(data, store.clone(), config.image_limits).await?;

@@ -455,7 +455,7 @@ mod tests {
         assert_eq!(part.data, [PathBuf::from("/usr/share/firmware")]);
         assert_eq!(
             later.sweep(&BTreeSet::from([new.clone()])).unwrap(),
-            [old.clone()]
+            std::slice::from_ref(&old)
         );
         assert_eq!(fault(&later, &old), PartFault::Missing);
         assert!(later.open(&new).is_ok());

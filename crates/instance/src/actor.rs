@@ -26,11 +26,13 @@ use crate::steps::{Change, Parts, StepContext, StepReport};
 use crate::view::{ExitInfo, InstanceEvent, InstanceView, SnapshotView};
 
 mod figures;
+mod packed;
 mod rest;
 mod underway;
 mod waiters;
 
-pub(crate) use rest::Rested;
+pub(crate) use packed::Commons;
+pub(crate) use rest::{Rested, settings};
 pub(crate) use underway::Cut;
 
 /// What may wait in an instance's inbox; a sender waits when it is full.

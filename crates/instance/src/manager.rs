@@ -1,6 +1,7 @@
 //! The instance manager: finds instances by name and id, makes them, hands requests to their tasks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -11,7 +12,7 @@ use dormouse_sys::fault::Side;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::actor::{Actor, Command, INBOX, Outlets, Paused, Rested};
+use crate::actor::{Actor, Command, Commons, INBOX, Outlets, Paused, Rested, settings};
 use crate::error::InstanceError;
 use crate::machine::{Effect, Machine, Record, Removal};
 use crate::memory::GuestRam;
@@ -63,6 +64,8 @@ struct Shared {
     events: broadcast::Sender<InstanceEvent>,
     notices: mpsc::Sender<InstanceEvent>,
     tasks: Mutex<JoinSet<()>>,
+    /// What those at rest have in common.
+    commons: Commons,
     /// Whether the daemon goes down: a task that ends then says nothing about its instance.
     detaching: AtomicBool,
     /// Set with it: a look at a VMM that does not answer is given up.
@@ -98,7 +101,16 @@ impl Entry {
     fn see<T>(&self, look: impl FnOnce(&InstanceView) -> T) -> Option<T> {
         match self {
             Seat::Taken(task) => task.view.upgrade().map(|view| look(&view.borrow())),
-            Seat::Resting(rested) => Some(look(rested.view())),
+            Seat::Resting(rested) => rested.see(look),
+            Seat::Moving => None,
+        }
+    }
+
+    /// Its state, at the cost of a look; `None` when its task has ended.
+    fn state(&self) -> Option<State> {
+        match self {
+            Seat::Taken(_) => self.see(|view| view.state),
+            Seat::Resting(rested) => Some(rested.state()),
             Seat::Moving => None,
         }
     }
@@ -204,9 +216,12 @@ impl Shared {
     }
 
     /// Gives an instance that was at rest a task again. Under the registry's lock.
+    #[allow(clippy::boxed_local, reason = "what a seat hands out")]
     fn raise(self: &Arc<Self>, rested: Box<Rested>) -> Task<Command, InstanceView> {
-        let (outlets, inbox, task) = self.outlets(rested.view());
-        let actor = Actor::of_rested(Arc::clone(&self.rooms), *rested, outlets, inbox);
+        let Some((actor, task)) = Actor::of_rested(&self.rooms, *rested, |view| self.outlets(view)) else {
+            tracing::error!("an instance at rest does not come back before the next start");
+            return Task::ended();
+        };
         self.occupy(actor, None, Vec::new());
         task
     }
@@ -228,7 +243,7 @@ impl Shared {
             let mut registry = shared.registry();
             let (inbox, view) = actor.ends();
             let seat = registry.entries.get_mut(&actor.id());
-            if seat.is_none_or(|seat| seat.rest(inbox, view, || actor.rested())) {
+            if seat.is_none_or(|seat| seat.rest(inbox, view, || actor.rested(&shared.commons))) {
                 return;
             }
         }
@@ -345,9 +360,7 @@ impl Instances {
             }
             return Err(InstanceError::Store { what, source });
         }
-        let machine = Machine::new(
-            rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
-        );
+        let machine = Machine::new(settings(rooms, &remembered));
         let birth = InstanceEvent::Created(Box::new(remembered.view.clone()));
         self.launch_task(machine, remembered, Parts::default(), Some(birth), Vec::new());
         if start {
@@ -420,22 +433,23 @@ impl Instances {
         })
     }
 
-    /// All instances, in the order of their creation.
-    #[must_use]
-    pub fn list(&self) -> Vec<InstanceView> {
-        let registry = self.shared.registry();
-        registry
-            .entries
-            .values()
-            .filter_map(|entry| entry.see(InstanceView::clone))
-            .collect()
+    /// Instances in the order of their creation, from the one after `after` on, or from the first. Each is
+    /// looked at when it is its turn: one that goes before is left out, and no more than one is in memory.
+    pub fn views(&self, after: Option<WorkloadId>) -> impl Iterator<Item = InstanceView> + use<'_> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ids: Vec<WorkloadId> = {
+            let registry = self.shared.registry();
+            let range = registry.entries.range((from, Bound::Unbounded));
+            range.map(|(id, _)| *id).collect()
+        };
+        ids.into_iter().filter_map(|id| self.view(id).ok())
     }
 
     /// How many instances are in `state`.
     #[must_use]
     pub fn count(&self, state: State) -> usize {
         let registry = self.shared.registry();
-        let is_so = |entry: &&Entry| entry.see(|view| view.state == state) == Some(true);
+        let is_so = |entry: &&Entry| entry.state() == Some(state);
         registry.entries.values().filter(is_so).count()
     }
 
@@ -540,7 +554,11 @@ impl Instances {
     #[must_use]
     pub fn users_of(&self, digest: &str) -> Vec<WorkloadId> {
         let registry = self.shared.registry();
-        let uses = |entry: &Entry| entry.see(|view| view.image_digest == digest) == Some(true);
+        let uses = |entry: &Entry| match entry {
+            Seat::Taken(_) => entry.see(|view| view.image_digest == digest) == Some(true),
+            Seat::Resting(rested) => rested.uses(digest),
+            Seat::Moving => false,
+        };
         let made = registry.entries.iter().filter(|(_, entry)| uses(entry));
         let leased = registry.leases.iter().filter(|(_, leased)| *leased == digest);
         made.map(|(id, _)| *id).chain(leased.map(|(id, _)| *id)).collect()

@@ -13,7 +13,7 @@ use dormouse_guest::Message;
 use dormouse_hypervisor::{ExitReason, Vm};
 use dormouse_keeper::HeldKind;
 use dormouse_model::error::chain;
-use dormouse_model::{Attempt, Fault, Kind};
+use dormouse_model::{Attempt, Fault, Kind, WorkloadId};
 use dormouse_network::{Link, LinkCounters};
 use dormouse_store::StoreError;
 use dormouse_sys::fault::Side;
@@ -23,7 +23,7 @@ use crate::agent::AgentHandle;
 use crate::machine::{BootId, Done, Exit, ProcessIdentity, Record, Step, StepFailure};
 use crate::memory::{GuestRam, Home};
 use crate::record::{InstanceRecord, Remembered};
-use crate::rooms::Rooms;
+use crate::rooms::{Layout, Rooms};
 use crate::sweep::{remove_instance, remove_tree};
 use crate::trust::TrustError;
 
@@ -411,11 +411,7 @@ impl StepContext {
             for home in [Home::Tmpfs, Home::Disk] {
                 files.drop_image(id, home).map_err(|error| failure(&error))?;
             }
-            remove_matching(&folder, |name| {
-                ["state.", "manifest.", "memory.ram"]
-                    .iter()
-                    .any(|beginning| name.starts_with(beginning))
-            })
+            remove_matching(&folder, is_of_memory)
         })
         .await
         .map(plain)
@@ -464,6 +460,25 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .map_err(|error| StepFailure::Passing {
             why: error.to_string(),
         })?
+}
+
+/// Whether a file of an instance's folder is memory, or belongs to an image of it.
+fn is_of_memory(name: &str) -> bool {
+    ["state.", "manifest.", "memory.ram"]
+        .iter()
+        .any(|beginning| name.starts_with(beginning))
+}
+
+/// Whether [`Step::DropMemory`] would find something. What cannot be looked at may be there. Blocking.
+pub(crate) fn has_memory(layout: &Layout, id: WorkloadId) -> bool {
+    if layout.images().path(id, Home::Tmpfs).exists() {
+        return true;
+    }
+    match fs::read_dir(layout.instance(id)) {
+        Ok(mut entries) => entries
+            .any(|entry| entry.map_or(true, |entry| entry.file_name().to_str().is_some_and(is_of_memory))),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
 }
 
 /// Removes the files of `folder` whose names match; a folder that is gone has none.

@@ -122,7 +122,7 @@ fn silence(lab: &Lab, count: &str, idle: Duration, figures: &mut Figures) -> Res
     Ok(())
 }
 
-/// One real sleeper: made, started, put to sleep, its memory given back.
+/// One real sleeper: made, started, put to sleep, its memory given back and settled.
 fn template(lab: &Lab) -> Result<Guest> {
     let run = ImageRun {
         name: "stub:latest",
@@ -145,7 +145,23 @@ fn template(lab: &Lab) -> Result<Guest> {
     let guest = lab.run(&spec)?;
     lab.nap(&guest)?;
     wait_given_back(&lab.directories(), &guest.id, Duration::from_secs(60))?;
+    wait_settled(lab, &guest, Duration::from_secs(60))?;
     Ok(guest)
+}
+
+/// Waits until the guest's memory is known to outlive a reboot: nothing is done in the background then.
+fn wait_settled(lab: &Lab, guest: &Guest, deadline: Duration) -> Result<()> {
+    let begun = Instant::now();
+    while !lab.view(guest)?.snapshot.is_some_and(|snapshot| snapshot.settled) {
+        ensure!(
+            begun.elapsed() < deadline,
+            "{} is not settled after {deadline:?}\n{}",
+            guest.name,
+            lab.log_tail()
+        );
+        tick(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn register(lab: &Lab, template: &Guest, count: u32) -> Result<Vec<Guest>> {
@@ -196,7 +212,16 @@ fn costs(lab: &mut Lab, guests: &[Guest], empty: u64, figures: &mut Figures) -> 
         figures.row(Row::new(case, "bytes", &samples).param("sleepers", guests.len()));
         figures.check_at_most(LINE, case, bytes, most, "bytes");
     }
-    check_states(lab, guests.len(), 0, figures)
+    check_states(lab, guests.len(), 0, figures)?;
+    lab.call(|client| async move { Ok(client.system().get_info(v1::GetInfoRequest {}).await?) })?;
+    tick(SETTLE);
+    let listed = each(resident(lab.daemon_pid())?.saturating_sub(empty));
+    let mut samples = Samples::default();
+    samples.push(listed);
+    let case = "daemon_memory_each_listed";
+    figures.row(Row::new(case, "bytes", &samples).param("sleepers", guests.len()));
+    figures.check_at_most(LINE, case, listed, DAEMON_BYTES_EACH, "bytes");
+    Ok(())
 }
 
 /// From the start of the process until a Get of the last sleeper is answered, in ms.

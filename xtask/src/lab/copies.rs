@@ -24,8 +24,8 @@ use super::{Guest, Lab};
 const BATCH: usize = 500;
 
 impl Lab {
-    /// Makes `count` copies of the sleeper `template`, whose memory must have been spilled. The daemon must
-    /// not run.
+    /// Makes `count` copies of the sleeper `template`, whose memory must have been spilled and settled: the
+    /// copies' is the same, so nothing is left to be done for any of them. The daemon must not run.
     pub(crate) fn copy_sleeper(
         &self,
         template: &Guest,
@@ -49,6 +49,10 @@ impl Lab {
             ensure!(
                 snapshot.resident_inode == 0,
                 "the template's memory is still on tmpfs"
+            );
+            ensure!(
+                !snapshot.memory_digest.is_empty(),
+                "the template's memory is not settled"
             );
             let generation = snapshot.generation;
             let state =

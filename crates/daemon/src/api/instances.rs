@@ -263,12 +263,13 @@ impl InstanceService for Api {
                         .is_some_and(|found| value.is_empty() || found == value)
                 })
         };
-        let all: Vec<InstanceView> = self.instances.list().into_iter().filter(matches).collect();
+        let all = self.instances.views(page.after()).filter(matches);
         let (views, next_page_token) = page.cut(all, |view| view.id.to_string());
         let mut instances = Vec::with_capacity(views.len());
         for view in &views {
             instances.push(self.full(view).await);
         }
+        self.memory.long_answer(instances.len());
         Ok(Response::new(v1::ListInstancesResponse {
             instances,
             next_page_token,

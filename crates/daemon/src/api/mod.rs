@@ -4,6 +4,7 @@ mod convert;
 mod images;
 mod instances;
 mod logs;
+mod memory;
 mod names;
 mod page;
 mod refusal;
@@ -24,6 +25,7 @@ use crate::events::EventLog;
 use crate::images::ImageRoom;
 use crate::system::SystemFacts;
 
+use memory::Memory;
 use repeats::Repeats;
 
 pub use request::RequestIds;
@@ -45,6 +47,7 @@ pub struct Api {
     store: Store,
     facts: Arc<SystemFacts>,
     repeats: Repeats,
+    memory: Memory,
     /// The daemon goes down: streams end, or it would wait for their clients.
     stop: CancellationToken,
 }
@@ -73,6 +76,7 @@ impl Api {
             store,
             facts,
             repeats,
+            memory: Memory::default(),
             stop,
         })
     }

@@ -3,6 +3,8 @@
 //! A token is the query that it belongs to, hashed, and the last key sent: `HHHHHHHHHHHHHHHH-KEY`, the key
 //! in hexadecimal. It is good for as long as the query is, also after a restart, whatever came or went.
 
+use std::str::FromStr;
+
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tonic::Status;
@@ -13,8 +15,8 @@ use super::status::status;
 /// Entries of a page when the caller does not say.
 const DEFAULT: usize = 1000;
 
-/// Most entries of a page.
-const MOST: usize = 10_000;
+/// Most entries of a page: what a client can have the daemon hold at a time.
+const MOST: usize = 1000;
 
 /// Bytes of the hash of a query.
 const QUERY: usize = 8;
@@ -47,8 +49,18 @@ impl Page {
         Ok(Self { query, size, after })
     }
 
-    /// Cuts the page out of `all`, which is in the order of `key`; with the token of the next one.
-    pub(super) fn cut<T>(self, all: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, String) {
+    /// The key after which the page begins, for a list that can begin there.
+    pub(super) fn after<T: FromStr>(&self) -> Option<T> {
+        self.after.as_ref()?.parse().ok()
+    }
+
+    /// Cuts the page out of `all`, which is in the order of `key`; with the token of the next one. Takes
+    /// no more of `all` than it needs.
+    pub(super) fn cut<T>(
+        self,
+        all: impl IntoIterator<Item = T>,
+        key: impl Fn(&T) -> String,
+    ) -> (Vec<T>, String) {
         let mut page: Vec<T> = all
             .into_iter()
             .filter(|item| self.after.as_ref().is_none_or(|after| key(item) > *after))

@@ -118,13 +118,15 @@ impl StandbyService for Api {
         let request = request.into_inner();
         let query = v1::ListStatusesRequest::default();
         let page = Page::new("ListStatuses", &query, request.page_size, &request.page_token)?;
-        let (views, next_page_token) = page.cut(self.instances.list(), |view| view.id.to_string());
+        let all = self.instances.views(page.after());
+        let (views, next_page_token) = page.cut(all, |view| view.id.to_string());
         let mut statuses = Vec::with_capacity(views.len());
         for view in &views {
             if let Some(found) = self.engine.status(view.id).await {
                 statuses.push(self.standby_to_wire(view, &found));
             }
         }
+        self.memory.long_answer(statuses.len());
         Ok(Response::new(v1::ListStatusesResponse {
             statuses,
             next_page_token,

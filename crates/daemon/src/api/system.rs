@@ -37,12 +37,19 @@ impl SystemService for Api {
         _request: Request<v1::GetInfoRequest>,
     ) -> Result<Response<v1::SystemInfo>, Status> {
         let facts = &self.facts;
-        let mut states: BTreeMap<State, u32> = BTreeMap::new();
-        let mut held = 0;
-        for view in self.instances.list() {
-            *states.entry(view.state).or_default() += 1;
-            held += self.memory_held(&view).await.0;
-        }
+        let instances = self.instances.clone();
+        // One after the other, in one go: there may be ten thousand.
+        let counted = tokio::task::spawn_blocking(move || {
+            let (mut states, mut held) = (BTreeMap::<State, u32>::new(), 0_u64);
+            for view in instances.views(None) {
+                *states.entry(view.state).or_default() += 1;
+                held = held.saturating_add(instances.memory_held(&view).0);
+            }
+            (states, held)
+        });
+        let (states, held) = counted
+            .await
+            .map_err(|_| Status::internal("counting the instances panicked"))?;
         let instances = states
             .into_iter()
             .map(|(state, count)| v1::StateCount {

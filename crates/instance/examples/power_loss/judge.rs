@@ -127,7 +127,7 @@ pub(crate) async fn judge(
         }
     };
     let found: BTreeMap<WorkloadId, InstanceView> =
-        instances.list().into_iter().map(|view| (view.id, view)).collect();
+        instances.views(None).map(|view| (view.id, view)).collect();
     for (id, life) in &known.lives {
         let Some(view) = found.get(id) else {
             if life.made && !life.removing {

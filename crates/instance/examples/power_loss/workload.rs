@@ -108,7 +108,7 @@ pub(crate) async fn run(
     while let Some(lived) = lives.join_next().await {
         outcome = outcome.and(lived?);
     }
-    let ids: Vec<WorkloadId> = instances.list().iter().map(|view| view.id).collect();
+    let ids: Vec<WorkloadId> = instances.ids();
     instances.detach().await;
     tasks.shutdown().await;
     drop(instances);

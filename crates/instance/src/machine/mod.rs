@@ -83,6 +83,7 @@ mod course;
 mod interface;
 mod plan;
 mod record;
+mod resting;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -100,6 +101,7 @@ pub use interface::{
 };
 pub use plan::Limits;
 pub use record::{BootId, Expected, Kept, MemoryImage, Phase, ProcessIdentity, Readiness, Record, Settled};
+pub use resting::Residue;
 
 use plan::Plan;
 
@@ -199,7 +201,7 @@ enum Wanted {
 }
 
 /// The lifecycle machine of one workload. See the module's documentation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     settings: Settings,
     rest: Rest,

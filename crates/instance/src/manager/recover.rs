@@ -13,21 +13,21 @@ use tokio::task::JoinSet;
 use super::damaged::Remains;
 use super::seat::Seat;
 use super::{EVENTS, Holdings, Instances, InstancesTask, NOTICES, Registry, Shared};
-use crate::actor::{Actor, Rested};
+use crate::actor::{Actor, Commons, Rested, settings};
 use crate::adoption::{Facts, Heard};
 use crate::error::InstanceError;
-use crate::machine::{Done, Effect, Input, Machine, Phase, Step};
+use crate::machine::{BootId, Done, Effect, Input, Machine, Phase, Step};
 use crate::record::{InstanceRecord, Remembered};
 use crate::recovery;
-use crate::rooms::Rooms;
-use crate::steps::Parts;
+use crate::rooms::{Layout, Rooms};
+use crate::steps::{Parts, has_memory};
 use crate::sweep::{self, Owners};
 
 /// Instances that are looked for at a time when a daemon starts: one that does not answer holds up no other.
 const LOOKS: usize = 32;
 
-/// Sleepers whose files one thread looks at before it takes the next.
-const SLEEPERS_A_LOOK: usize = 1024;
+/// Instances whose files one thread looks at before it takes the next.
+const INSTANCES_A_LOOK: usize = 1024;
 
 /// Marks that have a control group: of these a process may be left. `None` when nobody says, so that nobody
 /// is taken to have none.
@@ -64,7 +64,7 @@ impl Instances {
         let owners = Owners::new(keys, !listing.damaged.is_empty());
         let mut remains = instances.set_aside(listing.damaged).await;
         let groups = groups(&instances.shared.rooms);
-        let (mut sleepers, mut others) = (Vec::new(), Vec::new());
+        let (mut quiet, mut others) = (Vec::new(), Vec::new());
         for (key, record) in listing.records {
             let mut remembered = match Remembered::from_record(record.clone()) {
                 Ok(remembered) => remembered,
@@ -80,15 +80,14 @@ impl Instances {
             };
             remembered.view.revision = instances.shared.rooms.first_revision();
             instances.enter(&remembered);
-            let sleeps = matches!(remembered.life.phase, Phase::Standby { .. });
             match &groups {
-                Some(left) if sleeps && !left.contains(&remembered.view.id.mark()) => {
-                    sleepers.push(remembered);
+                Some(left) if may_rest(&remembered) && !left.contains(&remembered.view.id.mark()) => {
+                    quiet.push(remembered);
                 }
                 Some(_) | None => others.push(remembered),
             }
         }
-        instances.bring_back_sleepers(sleepers).await;
+        instances.bring_back_quiet(quiet).await;
         let turns = Arc::new(Semaphore::new(LOOKS));
         let linking: Vec<_> = (others.into_iter())
             .map(|remembered| instances.bring_back(remembered, &turns))
@@ -125,6 +124,7 @@ impl Instances {
             events: broadcast::Sender::new(EVENTS),
             notices,
             tasks: Mutex::new(JoinSet::new()),
+            commons: Commons::default(),
             detaching: AtomicBool::new(false),
             leaving: watch::Sender::new(false),
         });
@@ -179,50 +179,56 @@ impl Instances {
         wait
     }
 
-    /// Brings back sleepers of which no process can be left.
-    async fn bring_back_sleepers(&self, sleepers: Vec<Remembered>) {
-        if sleepers.is_empty() {
+    /// Brings back those of which no process can be left.
+    async fn bring_back_quiet(&self, quiet: Vec<Remembered>) {
+        if quiet.is_empty() {
             return;
         }
         let rooms = &self.shared.rooms;
-        let links = sleepers
-            .iter()
-            .map(|sleeper| (sleeper.view.id, sleeper.view.addresses));
+        let links = (quiet.iter())
+            .filter(|one| sleeps(one))
+            .map(|one| (one.view.id, one.view.addresses));
         let adopted = rooms.network.adopt_parked(links.collect());
-        let (looked, adopted) = tokio::join!(look_at_files(rooms, sleepers), adopted);
+        let (looked, adopted) = tokio::join!(look_at_files(rooms, quiet), adopted);
         for (id, error) in adopted {
             tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted");
         }
-        for (remembered, facts) in looked {
-            self.lay_down(remembered, &facts);
+        for one in looked {
+            self.lay_down(one);
         }
     }
 
-    /// Puts a sleeper in its place: at rest when all of it is there, else with a task that sees to it.
-    fn lay_down(&self, remembered: Remembered, facts: &Facts) {
+    /// Puts an instance in its place: at rest when all is as its record says, else with a task that sees to
+    /// it.
+    fn lay_down(&self, looked: Looked) {
         let rooms = &self.shared.rooms;
+        let Looked {
+            remembered,
+            facts,
+            tidy,
+        } = looked;
         let id = remembered.view.id;
-        let link = rooms.network.link(id);
         if facts.resident.is_some() {
             rooms.enter_promises(&remembered, false);
         }
-        let (mut machine, mut effects) = recovered(rooms, &remembered, facts);
-        if link.is_some() {
+        let (mut machine, mut effects) = recovered(rooms, &remembered, &facts);
+        // A sleeper has a link, and one that has stopped has none.
+        if tidy && rooms.network.link(id).is_some() == sleeps(&remembered) {
             answer_what_is_so(&mut machine, rooms, &mut effects);
         }
         let quiet = effects
             .iter()
             .all(|effect| matches!(effect, Effect::Publish { .. }))
             && machine.state() == remembered.view.state;
-        if quiet {
-            match Rested::new(machine, remembered) {
-                Ok(rested) => {
-                    self.shared.registry().entries.insert(id, Seat::Resting(rested));
-                }
-                Err((machine, remembered)) => self.revive(machine, remembered, effects),
-            }
-        } else {
+        if !quiet {
             self.revive(machine, remembered, effects);
+            return;
+        }
+        match Rested::new(rooms, &self.shared.commons, machine, remembered) {
+            Ok(rested) => {
+                self.shared.registry().entries.insert(id, Seat::Resting(rested));
+            }
+            Err((machine, remembered)) => self.revive(machine, remembered, effects),
         }
     }
 
@@ -239,7 +245,7 @@ impl Instances {
 pub(super) fn recovered(rooms: &Rooms, remembered: &Remembered, facts: &Facts) -> (Machine, Vec<Effect>) {
     let mut effects = Vec::new();
     let machine = Machine::recover(
-        rooms.machine_settings(&remembered.view.memory, remembered.view.spec.on_lost_memory),
+        settings(rooms, remembered),
         remembered.life.clone(),
         facts,
         rooms.clock.now(),
@@ -248,10 +254,33 @@ pub(super) fn recovered(rooms: &Rooms, remembered: &Remembered, facts: &Facts) -
     (machine, effects)
 }
 
-/// Reports the steps done whose work is known to be done: no process is left, and the link is there.
+/// Whether the record is of one that may need nothing. One that is to be removed once it has stopped needs
+/// that its state is told.
+const fn may_rest(remembered: &Remembered) -> bool {
+    match remembered.life.phase {
+        Phase::Standby { .. } => true,
+        Phase::Stopped => !remembered.view.auto_remove,
+        Phase::Starting
+        | Phase::Running { .. }
+        | Phase::Cold { .. }
+        | Phase::Stopping
+        | Phase::Failed { .. }
+        | Phase::Deleting => false,
+    }
+}
+
+const fn sleeps(remembered: &Remembered) -> bool {
+    matches!(remembered.life.phase, Phase::Standby { .. })
+}
+
+/// Reports the steps done whose work is known to be done: no process is left, the link is there or is not
+/// to be, and the files are those of the record.
 fn answer_what_is_so(machine: &mut Machine, rooms: &Rooms, effects: &mut Vec<Effect>) {
     let is_so = |effect: &Effect| match effect {
-        Effect::Run { step, .. } => matches!(step, Step::LetGo | Step::AttachLink),
+        Effect::Run { step, .. } => matches!(
+            step,
+            Step::LetGo | Step::AttachLink | Step::EndProcess | Step::ReleaseLink | Step::DropMemory
+        ),
         Effect::CutShort { .. } | Effect::Publish { .. } | Effect::Ended { .. } | Effect::Gone => false,
     };
     while let Some(at) = effects.iter().position(is_so) {
@@ -262,30 +291,51 @@ fn answer_what_is_so(machine: &mut Machine, rooms: &Rooms, effects: &mut Vec<Eff
     }
 }
 
-/// Looks at the files of all sleepers, a bounded number at a time.
-async fn look_at_files(rooms: &Rooms, sleepers: Vec<Remembered>) -> Vec<(Remembered, Facts)> {
+/// What the files say of one that may need nothing.
+#[derive(Debug)]
+struct Looked {
+    remembered: Remembered,
+    facts: Facts,
+    /// Whether nothing is there that the record does not speak of.
+    tidy: bool,
+}
+
+impl Looked {
+    /// Blocking: a handful of looks at names.
+    fn at(layout: &Layout, boot: BootId, remembered: Remembered) -> Self {
+        let facts = recovery::facts(layout, &remembered, boot, None, Heard::Answers);
+        let id = remembered.view.id;
+        let tidy = !layout.sockets(id).exists() && (sleeps(&remembered) || !has_memory(layout, id));
+        Self {
+            remembered,
+            facts,
+            tidy,
+        }
+    }
+}
+
+/// Looks at the files of all of them, a bounded number at a time.
+async fn look_at_files(rooms: &Rooms, quiet: Vec<Remembered>) -> Vec<Looked> {
     let boot = rooms.boot();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let (mut looking, mut looked) = (JoinSet::new(), Vec::with_capacity(sleepers.len()));
-    let mut rest = sleepers.into_iter();
+    let (mut looking, mut looked) = (JoinSet::new(), Vec::with_capacity(quiet.len()));
+    let mut rest = quiet.into_iter();
     loop {
-        let part: Vec<Remembered> = rest.by_ref().take(SLEEPERS_A_LOOK).collect();
+        let part: Vec<Remembered> = rest.by_ref().take(INSTANCES_A_LOOK).collect();
         if part.is_empty() || looking.len() >= threads {
             match looking.join_next().await {
                 Some(Ok(found)) => looked.extend::<Vec<_>>(found),
                 // Named where it happened; its instances are not known to this daemon, and untouched.
-                Some(Err(error)) => tracing::error!(%error, "looking at sleepers' files panicked"),
+                Some(Err(error)) => tracing::error!(%error, "looking at instances' files panicked"),
                 None => return looked,
             }
         }
         if !part.is_empty() {
             let layout = rooms.layout.clone();
             looking.spawn_blocking(move || {
-                let facts = |sleeper: Remembered| {
-                    let facts = recovery::facts(&layout, &sleeper, boot, None, Heard::Answers);
-                    (sleeper, facts)
-                };
-                part.into_iter().map(facts).collect()
+                part.into_iter()
+                    .map(|remembered| Looked::at(&layout, boot, remembered))
+                    .collect()
             });
         }
     }

@@ -37,6 +37,16 @@ pub(super) struct Task<C, V> {
     pub(super) view: Weak<watch::Sender<V>>,
 }
 
+impl<C, V> Task<C, V> {
+    /// One that has ended.
+    pub(super) fn ended() -> Self {
+        Self {
+            inbox: mpsc::channel(1).0,
+            view: Weak::new(),
+        }
+    }
+}
+
 /// What became of something that was handed over.
 #[derive(Debug)]
 pub(super) enum Handed<C> {

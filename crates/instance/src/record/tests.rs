@@ -75,6 +75,24 @@ pub(crate) fn remembered() -> Remembered {
     }
 }
 
+/// The same, asleep with its memory on disk.
+pub(crate) fn asleep() -> Remembered {
+    let mut sleeper = remembered();
+    sleeper.life.phase = Phase::Standby {
+        image: machine::MemoryImage {
+            generation: Generation(4),
+            boot: BootId(56),
+            kept: Kept::Spilled { inode: 8 },
+            expected: Expected::default(),
+            settled: Settled::At(Digest([4; 32])),
+        },
+    };
+    let view = &mut sleeper.view;
+    (view.state, view.pid, view.agent_ready) = (State::Standby, None, false);
+    view.snapshot = SnapshotView::of(&sleeper.life.phase);
+    sleeper
+}
+
 /// Everything that the next daemon's sleep depends on comes back: that RAM is private, above all, without
 /// which the dirtied pages would not be written to its file.
 #[test]

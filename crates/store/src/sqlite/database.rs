@@ -70,7 +70,12 @@ impl Database {
                 })?
                 .collect::<Result<Vec<_>, _>>()
         };
-        read().map_err(|source: rusqlite::Error| StoreError::Read {
+        let listed = read().and_then(|listed| {
+            // What a listing went through is not read again soon.
+            self.connection.execute_batch("PRAGMA shrink_memory")?;
+            Ok(listed)
+        });
+        listed.map_err(|source: rusqlite::Error| StoreError::Read {
             kind,
             source: Arc::new(source),
         })

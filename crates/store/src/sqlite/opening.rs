@@ -78,6 +78,9 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+/// Memory for pages of the database.
+const CACHE_KIB: i64 = 512;
+
 /// A connection that leaves the files as they are until it is told to write.
 pub(super) fn connect(path: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     let refused = |error| refused(path, error);
@@ -93,6 +96,10 @@ pub(super) fn connect(path: &Path, access: OpenFlags) -> Result<Connection, Stor
         .map_err(refused)?;
     connection
         .pragma_update(None, "trusted_schema", false)
+        .map_err(refused)?;
+    // Negative is KiB. Records are read by name, a few at a time, and listed once, at start.
+    connection
+        .pragma_update(None, "cache_size", -CACHE_KIB)
         .map_err(refused)?;
     Ok(connection)
 }

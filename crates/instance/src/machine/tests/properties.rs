@@ -414,3 +414,31 @@ proptest! {
         host.settle();
     }
 }
+
+/// An ordinary life leaves nothing behind that record and settings do not say.
+#[test]
+fn what_rests_after_an_ordinary_life_is_said_by_its_record() {
+    for spill in [false, true] {
+        let mut host = Host::new(spill, OnLostMemory::StayStopped);
+        assert!(host.machine.residue().is_some());
+        for (act, state) in [
+            (Act::Request(0), State::Running),
+            (Act::Request(3), State::Standby),
+            (Act::Request(8), State::Running),
+            (Act::Request(5), State::Standby),
+            (Act::Request(10), State::Running),
+            (Act::Request(2), State::Stopped),
+            (Act::Request(0), State::Running),
+            (Act::Exit(false), State::Failed),
+            (Act::Request(2), State::Stopped),
+        ] {
+            host.act(act);
+            host.settle();
+            assert_eq!(host.published, state, "after {act:?}");
+            // How a process ended is remembered until the next sleep.
+            let rests = matches!(state, State::Standby | State::Stopped);
+            let ended = host.machine.exit.is_some();
+            assert_eq!(host.machine.residue().is_some(), rests && !ended, "after {act:?}");
+        }
+    }
+}
