@@ -2,7 +2,9 @@
 //! state before and after each case, and the tally.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -110,6 +112,11 @@ impl Scripts {
         let program = build::scripted_vmm()?;
         let place = directory.path().join("vmm");
         fs::copy(&program, &place).with_context(|| format!("copying {}", program.display()))?;
+        // The daemon keeps the program and runs what it kept: its script is found from there too.
+        let script = directory.path().join("script");
+        let mut end = File::options().append(true).open(&place)?;
+        end.write_all(&[b"\nscript=", script.as_os_str().as_bytes()].concat())?;
+        drop(end);
         let scripts = Self { directory };
         scripts.write(&[])?;
         Ok(scripts)

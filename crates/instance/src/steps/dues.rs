@@ -78,7 +78,28 @@ impl Dues {
             Step::Spill { .. } => Some(Demand::Spill {
                 occupied: rooms.layout.images().occupied(view.id, Home::Tmpfs),
             }),
-            _ => None,
+            Step::PrepareDisks
+            | Step::Write(_)
+            | Step::AttachLink
+            | Step::MakeTap
+            | Step::Drain
+            | Step::Prove
+            | Step::Pause
+            | Step::Save { .. }
+            | Step::LetGo
+            | Step::Settle { .. }
+            | Step::Verify { .. }
+            | Step::Resume
+            | Step::Open
+            | Step::Greet
+            | Step::Shutdown { .. }
+            | Step::EndProcess
+            | Step::ReleaseLink
+            | Step::DropResident
+            | Step::DropMemory
+            | Step::RemoveFiles
+            | Step::FreeAddresses
+            | Step::RemoveRecord => None,
         };
         Self {
             rooms,
