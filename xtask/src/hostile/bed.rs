@@ -71,6 +71,29 @@ pub(crate) struct Picture {
 }
 
 impl Picture {
+    /// Whether this is how `before` looks after a sleep whose record could not be written: its number is
+    /// used up, and its files stay until the next one replaces them, as nobody knows whether the record
+    /// reached the disk.
+    pub(crate) fn is_after_an_unwritten_sleep(&self, before: &Self) -> bool {
+        let instances = |picture: &Self| -> Vec<String> {
+            let lines = picture.instances.iter();
+            lines
+                .map(|line| line.split(" generation ").next().unwrap_or_default().to_owned())
+                .collect()
+        };
+        let files = |picture: &Self| -> Vec<String> {
+            let kept = picture.files.iter().filter(|path| {
+                let name = path.rsplit('/').next().unwrap_or_default();
+                !name.starts_with("state.") && !name.starts_with("manifest.")
+            });
+            kept.cloned().collect()
+        };
+        self.instances != before.instances
+            && instances(self) == instances(before)
+            && self.images == before.images
+            && files(self) == files(before)
+    }
+
     /// What is in one and not in the other.
     pub(crate) fn difference(&self, other: &Self) -> String {
         let mut words = Vec::new();

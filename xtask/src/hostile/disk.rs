@@ -37,7 +37,7 @@ const LEFT: &[u64] = &[
 const FEW: &[u64] = &[0, 1, 4, 16, 64, 256, 1024];
 
 /// What a full disk may be called, by who meets it.
-pub(super) const FULL: &str = "OK|IMAGE_DISK_FULL|LEDGER_DISK|STORE_FULL|STORE_WRITE|STORE_FAILED|STORE_UNAVAILABLE|\
+pub(super) const FULL: &str = "OK|IMAGE_DISK_FULL|LEDGER_DISK|STORE_FULL|STORE_BROKEN|STORE_COMMIT_FAILED|\
                     IMAGE_INDEX_FAILED|INSTANCE_FAILED";
 
 /// A small disk, unmounted at the end.

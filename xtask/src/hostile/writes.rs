@@ -342,6 +342,10 @@ fn judge(
                 .instances()?
                 .iter()
                 .all(|instance| instance.state() == State::Stopped || instance.state_reason.len() > 8),
+            "standby" => {
+                let now = bed.picture()?;
+                now == *before || now.is_after_an_unwritten_sleep(before)
+            }
             _ => bed.picture()? == *before,
         })
     };
