@@ -8,18 +8,19 @@ use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, State, WallTime, Work
 use dormouse_network::AddressPool;
 use dormouse_store::Batch;
 use dormouse_sys::fault::Side;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::actor::{Actor, Command, INBOX, Outlets, Paused, Rested};
 use crate::error::InstanceError;
 use crate::machine::{Effect, Machine, Record, Removal};
 use crate::memory::GuestRam;
-use crate::record::{InstanceRecord, Remembered};
+use crate::record::Remembered;
 use crate::rooms::{Layout, Rooms};
 use crate::steps::{Parts, fault};
 use crate::view::{InstanceEvent, InstanceView};
 
+mod doubt;
 mod preflight;
 mod recover;
 mod requests;
@@ -62,6 +63,8 @@ struct Shared {
     events: broadcast::Sender<InstanceEvent>,
     notices: mpsc::Sender<InstanceEvent>,
     tasks: Mutex<JoinSet<()>>,
+    /// Rung when there is a doubt more.
+    doubted: Notify,
     /// Whether the daemon goes down: a task that ends then says nothing about its instance.
     detaching: AtomicBool,
 }
@@ -77,6 +80,8 @@ struct Registry {
     /// Images of instances that are being made: from before the image is looked at for the last time until
     /// the instance is in `entries`. Who removes an image asks here too.
     leases: HashMap<WorkloadId, String>,
+    /// Instances that were refused, and whose records may be on the disk for all that; see [`doubt`].
+    doubts: BTreeSet<WorkloadId>,
 }
 
 type Entry = Seat<Command, InstanceView, Rested>;
@@ -102,7 +107,17 @@ pub struct InstancesTask {
 impl InstancesTask {
     /// Runs until the manager is dropped.
     pub async fn run(mut self) {
-        while let Some(event) = self.notices.recv().await {
+        loop {
+            let event = tokio::select! {
+                event = self.notices.recv() => event,
+                () = self.shared.doubts_due() => {
+                    let shared = Arc::clone(&self.shared);
+                    // Whether it could settle them, the next time tells.
+                    self.shared.spawn(async move { drop(shared.settle_doubts().await) });
+                    continue;
+                }
+            };
+            let Some(event) = event else { return };
             if let InstanceEvent::Deleted(view) = &event {
                 self.shared.forget(view.id);
             }
@@ -287,6 +302,10 @@ impl Instances {
 
     async fn make(&self, mut request: CreateRequest) -> Result<InstanceView, InstanceError> {
         let rooms = &self.shared.rooms;
+        if let Err(source) = self.shared.settle_doubts().await {
+            let what = request.spec.name.to_string();
+            return Err(InstanceError::Store { what, source });
+        }
         let (reference, start) = (request.spec.image.clone(), request.start);
         let along = std::mem::take(&mut request.along);
         let image = |source| InstanceError::Image { reference, source };
@@ -307,14 +326,7 @@ impl Instances {
         fault::reach("create_record", Side::After, id).await;
         if let Err(source) = written {
             let what = remembered.view.spec.name.to_string();
-            // The write may have happened for all that. Name and addresses are given back only once it is
-            // certain that no record has them.
-            match rooms.store.delete::<InstanceRecord>(id).await {
-                Ok(()) => self.shared.forget(id),
-                Err(error) => {
-                    tracing::error!(instance_id = %id, %error, "a record of unknown outcome is left");
-                }
-            }
+            self.shared.doubt(id).await;
             return Err(InstanceError::Store { what, source });
         }
         let machine = Machine::new(

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use dormouse_model::WorkloadId;
 use dormouse_model::error::chain;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinSet;
 
 use super::seat::Seat;
@@ -140,11 +140,13 @@ impl Instances {
                 uids: BTreeSet::new(),
                 holdings: HashMap::new(),
                 leases: HashMap::new(),
+                doubts: BTreeSet::new(),
             }),
             rooms,
             events: broadcast::Sender::new(EVENTS),
             notices,
             tasks: Mutex::new(JoinSet::new()),
+            doubted: Notify::new(),
             detaching: AtomicBool::new(false),
         });
         let task = InstancesTask {
