@@ -140,7 +140,7 @@ mod tests {
     fn a_few_seeds_break_nothing_and_meet_everything() {
         let summary = Campaign {
             from: 1,
-            seeds: 60,
+            seeds: 200,
             steps: 250,
         }
         .run();
@@ -151,7 +151,7 @@ mod tests {
             .collect();
         assert!(found.is_empty(), "{found:?}");
         for (name, count) in summary.tally.named() {
-            assert!(count > 0, "60 seeds had no {name}");
+            assert!(count > 0, "200 seeds had no {name}");
         }
     }
 

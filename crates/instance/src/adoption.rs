@@ -258,9 +258,8 @@ mod tests {
         check_by(OnLostMemory::ColdBoot, phase(HERE), FACTS, "adopt");
     }
 
-    #[test]
-    fn a_sleeper_is_kept_when_all_of_its_image_is_there() {
-        let phase = |boot, kept, settled| Phase::Standby {
+    fn asleep(boot: BootId, kept: Kept, settled: Settled) -> Phase {
+        Phase::Standby {
             image: MemoryImage {
                 generation: Generation(3),
                 boot,
@@ -272,7 +271,12 @@ mod tests {
                 },
                 settled,
             },
-        };
+        }
+    }
+
+    /// Records of sleepers, what is found, and what they are then.
+    fn sleepers() -> Vec<(Phase, Facts, &'static str)> {
+        let phase = asleep;
         let (resident, spilled) = (Kept::Resident { inode: 11 }, Kept::Spilled { inode: 12 });
         let (open, at) = (Settled::Open, Settled::At(Digest::default()));
         let changed = |change: fn(&mut Facts)| {
@@ -280,7 +284,7 @@ mod tests {
             change(&mut facts);
             facts
         };
-        for (phase, facts, want) in [
+        vec![
             (phase(HERE, resident, open), FACTS, "keep"),
             (phase(HERE, spilled, open), FACTS, "keep"),
             (phase(BEFORE, spilled, at), FACTS, "keep"),
@@ -336,7 +340,12 @@ mod tests {
                 }),
                 "the device state has another length: 99 and not 100",
             ),
-        ] {
+        ]
+    }
+
+    #[test]
+    fn a_sleeper_is_kept_when_all_of_its_image_is_there() {
+        for (phase, facts, want) in sleepers() {
             if want == "keep" {
                 check(phase, facts, want);
                 continue;

@@ -154,7 +154,7 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Write as _;
 
-    const GO_ON: AtomicBool = AtomicBool::new(false);
+    static GO_ON: AtomicBool = AtomicBool::new(false);
 
     fn file(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
