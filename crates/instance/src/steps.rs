@@ -15,6 +15,7 @@ use dormouse_keeper::HeldKind;
 use dormouse_model::error::chain;
 use dormouse_model::{Attempt, Fault, Kind};
 use dormouse_network::{Link, LinkCounters};
+use dormouse_store::StoreError;
 use dormouse_sys::fault::Side;
 
 use crate::actor::Cut;
@@ -238,7 +239,14 @@ impl StepContext {
             .put(id, &self.remembered.to_record())
             .await
             .map(plain)
-            .map_err(|error| failure(&error))
+            .map_err(|error| {
+                // These were taken back whole. After any other failure the record may be on the disk.
+                let unwritten = matches!(error, StoreError::Full { .. } | StoreError::Commit { .. });
+                if unwritten {
+                    return StepFailure::Unwritten { why: chain(&error) };
+                }
+                failure(&error)
+            })
     }
 
     async fn remove_record(self) -> Outcome {

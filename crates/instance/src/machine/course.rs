@@ -400,15 +400,45 @@ impl Machine {
         }
     }
 
+    /// The record on disk is still the one from before `plan` wrote its own.
+    fn remember_unwritten(&mut self, plan: Plan) {
+        let before = match plan {
+            Plan::Sleep => Kind::WriteRunning,
+            Plan::Wake | Plan::ColdBoot => Kind::UnmarkConsumed,
+            Plan::Start
+            | Plan::Unsleep
+            | Plan::LetGo
+            | Plan::Spill
+            | Plan::Settle
+            | Plan::Forget
+            | Plan::Release
+            | Plan::Unwake
+            | Plan::Revive
+            | Plan::Readopt
+            | Plan::Leftover
+            | Plan::Greet
+            | Plan::NoteReady
+            | Plan::Stop
+            | Plan::Bury
+            | Plan::Delete => return,
+        };
+        // Not for its step: what it writes is what is there.
+        let _as_it_was = self.step_of(before);
+    }
+
     fn undo(&mut self, now: MonoTime, plan: Plan, kind: Kind, failure: &StepFailure, out: &mut Vec<Effect>) {
         let why = failure.why().to_owned();
+        let unwritten = matches!(failure, StepFailure::Unwritten { .. });
+        if unwritten {
+            self.remember_unwritten(plan);
+        }
         if self.turn == Some(Turn::Delete) {
             self.take_turn(now, out);
             return;
         }
         match plan {
             Plan::Sleep => {
-                self.write_unknown = kind == Kind::Commit;
+                self.write_unknown = kind == Kind::Commit && !unwritten;
                 self.undone = if matches!(self.turn, Some(Turn::Interrupt(_))) {
                     SleepEnd::Interrupted
                 } else {
@@ -417,9 +447,11 @@ impl Machine {
                 self.begin_unsleep(now, out);
             }
             Plan::Wake => {
-                self.write_unknown = kind == Kind::MarkConsumed;
+                self.write_unknown = kind == Kind::MarkConsumed && !unwritten;
                 self.unwoken = match failure {
-                    StepFailure::Passing { .. } => WakeEnd::StillAsleep { why },
+                    StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => {
+                        WakeEnd::StillAsleep { why }
+                    }
                     StepFailure::Untrusted { lost, .. } => WakeEnd::Failed {
                         why: self.note_loss((**lost).clone()),
                     },
@@ -438,9 +470,11 @@ impl Machine {
             }
             Plan::ColdBoot if self.turn == Some(Turn::Stop) => self.begin_stop(now, out),
             Plan::ColdBoot => {
-                self.write_unknown = kind == Kind::WriteRunning;
+                self.write_unknown = kind == Kind::WriteRunning && !unwritten;
                 self.unwoken = match failure {
-                    StepFailure::Passing { .. } => WakeEnd::StillAsleep { why },
+                    StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => {
+                        WakeEnd::StillAsleep { why }
+                    }
                     StepFailure::Lasting { .. } | StepFailure::Untrusted { .. } => WakeEnd::Failed { why },
                 };
                 self.begin(now, Plan::Unwake, out);

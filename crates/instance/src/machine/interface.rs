@@ -215,6 +215,11 @@ pub enum StepFailure {
         /// The chain of causes.
         why: String,
     },
+    /// The record was not written, for certain, and may be later: a full disk.
+    Unwritten {
+        /// The chain of causes.
+        why: String,
+    },
     /// It will never succeed: a missing binary, a request that makes no sense.
     Lasting {
         /// The chain of causes.
@@ -243,7 +248,10 @@ impl StepFailure {
     #[must_use]
     pub fn why(&self) -> &str {
         match self {
-            Self::Passing { why } | Self::Lasting { why } | Self::Untrusted { why, .. } => why,
+            Self::Passing { why }
+            | Self::Unwritten { why }
+            | Self::Lasting { why }
+            | Self::Untrusted { why, .. } => why,
         }
     }
 }

@@ -110,6 +110,7 @@ fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<
             let failure = match word(2) {
                 "lasting" => StepFailure::Lasting { why },
                 "untrusted" => StepFailure::untrusted(Lost::plain(ImagePart::State, PartFault::Digest)),
+                "unwritten" => StepFailure::Unwritten { why },
                 _ => StepFailure::Passing { why },
             };
             machine.handle(
