@@ -50,7 +50,7 @@ pub(crate) fn run(seconds: u64, only: Option<&str>, install: bool, json: Option<
         );
     }
     let mut figures = Figures::begin("fuzz", "none");
-    let fuzzer = cargo_fuzz(install);
+    let fuzzer = cargo_fuzz(install).and_then(|program| built(&program).map(|()| program));
     match &fuzzer {
         Ok(program) => println!(
             "fuzzing by libFuzzer ({}), {seconds} s a target",
@@ -83,26 +83,24 @@ pub(crate) fn run(seconds: u64, only: Option<&str>, install: bool, json: Option<
     figures.finish(json)
 }
 
-/// By libFuzzer where there is one and it can be built, else by the driver.
+/// By libFuzzer where there is one, else by the driver.
 fn try_target(fuzzer: Option<&PathBuf>, target: &str, seconds: u64) -> Result<Tried> {
-    let Some(program) = fuzzer else {
-        return by_driver(target, seconds);
-    };
-    let mut build = cargo_fuzz_command(program, "build", target);
-    match bounded(&mut build, BUILT_WITHIN) {
-        Ok(ended) if ended.success => by_libfuzzer(program, target, seconds),
-        Ok(ended) => {
-            println!(
-                "{target}: by the driver, as libFuzzer cannot be built: {}",
-                last_line(&ended.said)
-            );
-            by_driver(target, seconds)
-        }
-        Err(error) => {
-            println!("{target}: by the driver, as libFuzzer cannot be built: {error:#}");
-            by_driver(target, seconds)
-        }
-    }
+    fuzzer.map_or_else(
+        || by_driver(target, seconds),
+        |program| by_libfuzzer(program, target, seconds),
+    )
+}
+
+/// Builds all targets. Done once and in so much time: who cannot build one can build none.
+fn built(program: &Path) -> Result<()> {
+    let mut command = cargo_fuzz_command(program, "build", None);
+    let ended = bounded(&mut command, BUILT_WITHIN).context("building for libFuzzer")?;
+    ensure!(
+        ended.success,
+        "libFuzzer cannot be built: {}",
+        last_line(&ended.said)
+    );
+    Ok(())
 }
 
 /// The program, where a nightly compiler goes with it.
@@ -139,7 +137,7 @@ fn cargo_fuzz(install: bool) -> Result<PathBuf> {
 }
 
 fn by_libfuzzer(program: &Path, target: &str, seconds: u64) -> Result<Tried> {
-    let mut command = cargo_fuzz_command(program, "run", target);
+    let mut command = cargo_fuzz_command(program, "run", Some(target));
     command.arg("--").args([
         &format!("-max_total_time={seconds}"),
         &format!("-max_len={LONGEST}"),
@@ -164,11 +162,12 @@ fn by_libfuzzer(program: &Path, target: &str, seconds: u64) -> Result<Tried> {
     })
 }
 
-/// `cargo fuzz VERB TARGET`, as cargo itself calls it.
-fn cargo_fuzz_command(program: &Path, verb: &str, target: &str) -> Command {
+/// `cargo fuzz VERB TARGET`, as cargo itself calls it; of all targets when none is named.
+fn cargo_fuzz_command(program: &Path, verb: &str, target: Option<&str>) -> Command {
     let mut command = Command::new(program);
     command
-        .args(["fuzz", verb, "--features", "libfuzzer", target])
+        .args(["fuzz", verb, "--features", "libfuzzer"])
+        .args(target)
         .env("RUSTUP_TOOLCHAIN", "nightly")
         .env_remove("CARGO")
         .env_remove("RUSTC")

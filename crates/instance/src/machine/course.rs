@@ -400,8 +400,12 @@ impl Machine {
         }
     }
 
-    /// The record on disk is still the one from before `plan` wrote its own.
-    fn remember_unwritten(&mut self, plan: Plan) {
+    /// Whether the record on disk is for certain the one from before `plan` wrote its own; then it is that
+    /// one here too.
+    fn is_unwritten(&mut self, plan: Plan, failure: &StepFailure) -> bool {
+        if !matches!(failure, StepFailure::Unwritten { .. }) {
+            return false;
+        }
         let before = match plan {
             Plan::Sleep => Kind::WriteRunning,
             Plan::Wake | Plan::ColdBoot => Kind::UnmarkConsumed,
@@ -420,18 +424,16 @@ impl Machine {
             | Plan::NoteReady
             | Plan::Stop
             | Plan::Bury
-            | Plan::Delete => return,
+            | Plan::Delete => return true,
         };
         // Not for its step: what it writes is what is there.
         let _as_it_was = self.step_of(before);
+        true
     }
 
     fn undo(&mut self, now: MonoTime, plan: Plan, kind: Kind, failure: &StepFailure, out: &mut Vec<Effect>) {
         let why = failure.why().to_owned();
-        let unwritten = matches!(failure, StepFailure::Unwritten { .. });
-        if unwritten {
-            self.remember_unwritten(plan);
-        }
+        let unwritten = self.is_unwritten(plan, failure);
         if self.turn == Some(Turn::Delete) {
             self.take_turn(now, out);
             return;

@@ -203,6 +203,9 @@ impl Plan {
     pub(super) const fn on_failure(self, step: Kind) -> OnFailure {
         match self {
             Self::Start | Self::Sleep | Self::Wake | Self::ColdBoot => OnFailure::Undo,
+            // The guest has not run. Its image must not go because a disk takes no record now: until it does
+            // a restart may find a process that ended, never a guest of the past.
+            Self::Unwake if matches!(step, Kind::UnmarkConsumed) => OnFailure::RetryThenSkip,
             Self::Unsleep
             | Self::LetGo
             | Self::Forget

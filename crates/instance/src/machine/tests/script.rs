@@ -70,6 +70,17 @@ pub(super) fn replay(text: &str) -> String {
     got
 }
 
+/// The failure that a script calls so.
+fn failure_of(word: &str) -> StepFailure {
+    let why = "broken".to_owned();
+    match word {
+        "lasting" => StepFailure::Lasting { why },
+        "untrusted" => StepFailure::untrusted(Lost::plain(ImagePart::State, PartFault::Digest)),
+        "unwritten" => StepFailure::Unwritten { why },
+        _ => StepFailure::Passing { why },
+    }
+}
+
 fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<Effect>) -> Option<Answer> {
     let word = |at: usize| words.get(at).copied().unwrap_or("");
     match word(0) {
@@ -106,13 +117,7 @@ fn act(machine: &mut Machine, now: &mut MonoTime, words: &[&str], out: &mut Vec<
             );
         }
         "fail" => {
-            let why = "broken".to_owned();
-            let failure = match word(2) {
-                "lasting" => StepFailure::Lasting { why },
-                "untrusted" => StepFailure::untrusted(Lost::plain(ImagePart::State, PartFault::Digest)),
-                "unwritten" => StepFailure::Unwritten { why },
-                _ => StepFailure::Passing { why },
-            };
+            let failure = failure_of(word(2));
             machine.handle(
                 *now,
                 Input::StepFailed {
