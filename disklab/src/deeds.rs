@@ -253,7 +253,7 @@ impl Passthrough {
     }
 
     pub(crate) fn remove(&self, parent: FileId, name: &OsStr, flag: UnlinkatFlags) -> Done<()> {
-        self.gate.admit(Call::Name)?;
+        self.gate.admit(Call::Removal)?;
         let directory = self.nodes.path(parent)?;
         let stat = nix::sys::stat::fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         unlinkat(directory, name, flag)?;

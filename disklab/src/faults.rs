@@ -12,8 +12,10 @@ use crate::log::Change;
 pub enum Call {
     /// write, truncate, fallocate.
     Data,
-    /// create, mkdir, symlink, link, rename, unlink, rmdir, chmod, chown.
+    /// create, mkdir, symlink, link, rename, chmod, chown.
     Name,
+    /// unlink, rmdir. They need no room: [`Failure::Full`] passes them over, uncounted.
+    Removal,
     /// fsync, fdatasync, of files and directories.
     Flush,
 }
@@ -142,7 +144,7 @@ impl Gate {
         let delay = match call {
             Call::Data => state.faults.write_delay,
             Call::Flush => state.faults.flush_delay,
-            Call::Name => Duration::ZERO,
+            Call::Name | Call::Removal => Duration::ZERO,
         };
         if !delay.is_zero() {
             state = self.hold(state, delay);
@@ -150,7 +152,8 @@ impl Gate {
         let Some(fail) = state.faults.fail else {
             return Ok(());
         };
-        if fail.only.is_some_and(|only| only != call) {
+        let needs_no_room = fail.failure == Failure::Full && call == Call::Removal;
+        if needs_no_room || fail.only.is_some_and(|only| only != call) {
             return Ok(());
         }
         state.counted += 1;

@@ -8,6 +8,7 @@
 //! | [`qmp`] | a virtual machine monitor | cut anywhere, messages are the same |
 //! | [`image`] | whoever made an image | entries stay in the tree; documents |
 //! | [`records`] | a disk | what is read as an instance is written back and read alike |
+//! | [`manifests`] | a disk, or another host | what is read as a manifest is written back and read alike |
 
 #[allow(dead_code, reason = "damaged bytes are one of two kinds that it compares")]
 #[path = "../../crates/conntrack/tests/oracle/mod.rs"]
@@ -18,15 +19,17 @@ pub mod seeds;
 use dormouse_guest::{Channel, Decoder as FrameDecoder, GuestIdentity};
 use dormouse_hypervisor::qemu::qmp::Decoder as LineDecoder;
 use dormouse_instance::record::{InstanceRecord, Remembered};
+use dormouse_instance::trust::manifest::{MANIFEST_VERSION, Manifest, frame};
 use dormouse_store::record::{Decoded, Key, decode};
 
 /// All targets, by name.
-pub const TARGETS: [(&str, fn(&[u8])); 5] = [
+pub const TARGETS: [(&str, fn(&[u8])); 6] = [
     ("netlink", netlink),
     ("agent", agent),
     ("qmp", qmp),
     ("image", image),
     ("records", records),
+    ("manifests", manifests),
 ];
 
 /// Datagrams of netlink.
@@ -138,5 +141,40 @@ pub fn records(bytes: &[u8]) {
             Some(remembered.to_record()),
             "written back it reads as another"
         );
+    }
+}
+
+/// The manifest of a saved image.
+pub fn manifests(bytes: &[u8]) {
+    let _damaged = Manifest::decode(bytes);
+    // As for records: the body alone, under a sum that is right.
+    if let Ok(manifest) = Manifest::decode(&frame(MANIFEST_VERSION, bytes)) {
+        assert_eq!(
+            Manifest::decode(&manifest.encode()),
+            Ok(manifest),
+            "written back it reads as another"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_seed_is_taken_and_leads_all_the_way_in() {
+        for (name, run) in TARGETS {
+            let seeds = seeds::of(name);
+            assert!(!seeds.is_empty(), "{name} begins with nothing");
+            seeds.iter().for_each(|seed| run(seed));
+        }
+        for body in seeds::of("records") {
+            let record = <InstanceRecord as dormouse_store::Record>::upgrade(1, &body).unwrap();
+            let phase = record.phase.clone();
+            assert!(Remembered::from_record(record).is_ok(), "{phase} does not reach the conversion's end");
+        }
+        for body in seeds::of("manifests") {
+            assert!(Manifest::decode(&frame(MANIFEST_VERSION, &body)).is_ok());
+        }
     }
 }

@@ -8,20 +8,17 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use dormouse_sys::netns::Namespace;
 use netlink_sys::Socket;
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::link;
 use crate::listing::{ListError, ListFilter, list};
 use crate::wire::{Body, messages, request};
-
-/// Room for an answer, which repeats the request.
-const ANSWER_BYTES: usize = 1024;
 
 /// Drops every entry of `namespace` (the caller's own when `None`) in which one of `addresses` sends or
 /// answers; returns how many there were. Blocks for about a walk of the table, at most about `patience`.
@@ -67,13 +64,16 @@ fn answer(socket: &Socket, sequence: u32, left: Duration, patience: Duration) ->
         &TimeVal::microseconds(micros),
     )
     .map_err(|error| ListError::Receive(error.into()))?;
-    let mut buffer = [0_u8; ANSWER_BYTES];
+    let mut buffer = [0_u8; link::ANSWER_BYTES];
     loop {
-        let length = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(length) => length,
-            Err(nix::Error::EINTR) => continue,
-            Err(nix::Error::EAGAIN) => return Err(ListError::Timeout { waited: patience }),
-            Err(error) => return Err(ListError::Receive(error.into())),
+        let length = match link::receive(socket, &mut buffer, 0) {
+            Ok(Some(length)) => length,
+            Ok(None) => continue,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(ListError::Timeout { waited: patience });
+            }
+            Err(error) => return Err(ListError::Receive(error)),
         };
         for message in messages(buffer.get(..length).unwrap_or_default()) {
             let message = message?;

@@ -13,6 +13,9 @@ use tokio::io::unix::AsyncFd;
 /// `NFNLGRP_CONNTRACK_NEW`, `_UPDATE`, `_DESTROY` (include/uapi/linux/netfilter/nfnetlink.h).
 const GROUPS: [u32; 3] = [1, 2, 3];
 
+/// Room for the answer to one request: an entry, or an error with the request repeated.
+pub(crate) const ANSWER_BYTES: usize = 4096;
+
 /// What the event socket is watched for. An overrun needs no watch of its own: it only happens while
 /// something is queued. (And `AsyncFd::try_io` takes no mixed interest: it finds the socket never ready.)
 pub(crate) const INTEREST: Interest = Interest::READABLE;
@@ -66,6 +69,14 @@ pub(crate) fn open(namespace: Option<&Namespace>) -> Result<Socket, LinkError> {
 /// Sends `request` to the kernel.
 pub(crate) fn ask(socket: &Socket, request: &[u8]) -> io::Result<()> {
     socket.send_to(request, &SocketAddr::new(0, 0), 0).map(|_| ())
+}
+
+/// Receives one datagram of the kernel into `buffer`; `None` when it was somebody else's. Returns its whole
+/// length with `MSG_TRUNC` among `flags`. Who may administer the network may send to any netlink socket, so
+/// an answer is only one when it comes from port 0 (netlink(7)).
+pub(crate) fn receive(socket: &Socket, mut buffer: &mut [u8], flags: i32) -> io::Result<Option<usize>> {
+    let (length, sender) = socket.recv_from(&mut buffer, flags)?;
+    Ok((sender.port_number() == 0).then_some(length))
 }
 
 /// A socket that the kernel sends events to, not yet watched by a runtime.

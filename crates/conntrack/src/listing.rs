@@ -8,13 +8,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use dormouse_model::{Fault, Flow, Kind};
 use dormouse_sys::netns::Namespace;
 use netlink_sys::Socket;
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use tokio::sync::mpsc;
 
@@ -225,11 +225,12 @@ impl Listing {
                 &TimeVal::microseconds(micros),
             )
             .map_err(|error| ListError::Receive(error.into()))?;
-            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Ok(length) => return Ok(length),
-                Err(nix::Error::EINTR) => {}
-                Err(nix::Error::EAGAIN) => return Err(timeout()),
-                Err(error) => return Err(ListError::Receive(error.into())),
+            match link::receive(&self.socket, &mut self.buffer, nix::libc::MSG_TRUNC) {
+                Ok(Some(length)) => return Ok(length),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(timeout()),
+                Err(error) => return Err(ListError::Receive(error)),
             }
         }
     }

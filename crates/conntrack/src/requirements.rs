@@ -203,8 +203,13 @@ fn tracking(address: IpAddr) -> Result<Tracking, RequirementsError> {
     setsockopt(&socket, sockopt::ReceiveTimeout, &wait).map_err(|e| RequirementsError::Probe(e.into()))?;
     let question = request::udp_entry(1, (address, port), (address, port));
     link::ask(&socket, &question).map_err(RequirementsError::Probe)?;
-    let (answer, _) = socket.recv_from_full().map_err(RequirementsError::Probe)?;
-    match messages(&answer).next() {
+    let mut buffer = [0_u8; link::ANSWER_BYTES];
+    let answer = loop {
+        if let Some(length) = link::receive(&socket, &mut buffer, 0).map_err(RequirementsError::Probe)? {
+            break buffer.get(..length).unwrap_or_default();
+        }
+    };
+    match messages(answer).next() {
         Some(Ok(message)) => match message.body {
             Body::Made(_) | Body::Entry(_) => Ok(Tracking::On),
             Body::Answer {

@@ -8,20 +8,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use dormouse_model::{Addresses, Bytes, InstanceSpec, Name, State, WallTime, WorkloadId};
 use dormouse_network::AddressPool;
 use dormouse_store::Batch;
-use dormouse_sys::fault::Side;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::actor::{Actor, Command, Commons, INBOX, Outlets, Paused, Rested, settings};
+use crate::actor::{Actor, Command, Commons, INBOX, Outlets, Paused, Rested};
 use crate::error::InstanceError;
-use crate::machine::{Effect, Machine, Record, Removal};
-use crate::memory::GuestRam;
-use crate::record::{InstanceRecord, Remembered};
+use crate::machine::{Effect, Machine, Removal};
+use crate::record::Remembered;
 use crate::rooms::{Layout, Rooms};
-use crate::steps::{Parts, fault};
+use crate::steps::Parts;
 use crate::view::{InstanceEvent, InstanceView};
 
+mod create;
 mod damaged;
+mod doubt;
 mod preflight;
 mod recover;
 mod requests;
@@ -66,6 +66,8 @@ struct Shared {
     tasks: Mutex<JoinSet<()>>,
     /// What those at rest have in common.
     commons: Commons,
+    /// Rung when there is a doubt more.
+    doubted: Notify,
     /// Whether the daemon goes down: a task that ends then says nothing about its instance.
     detaching: AtomicBool,
     /// Set with it: a look at a VMM that does not answer is given up.
@@ -84,6 +86,8 @@ struct Registry {
     /// Images of instances that are being made: from before the image is looked at for the last time until
     /// the instance is in `entries`. Who removes an image asks here too.
     leases: HashMap<WorkloadId, String>,
+    /// Instances that were refused, and whose records may be on the disk for all that; see [`doubt`].
+    doubts: BTreeSet<WorkloadId>,
 }
 
 /// What an instance has that nobody else may be given. All of it is known, but of an instance whose record is
@@ -126,7 +130,17 @@ pub struct InstancesTask {
 impl InstancesTask {
     /// Runs until the manager is dropped.
     pub async fn run(mut self) {
-        while let Some(event) = self.notices.recv().await {
+        loop {
+            let event = tokio::select! {
+                event = self.notices.recv() => event,
+                () = self.shared.doubts_due() => {
+                    let shared = Arc::clone(&self.shared);
+                    // Whether it could settle them, the next time tells.
+                    self.shared.spawn(async move { drop(shared.settle_doubts().await) });
+                    continue;
+                }
+            };
+            let Some(event) = event else { return };
             if let InstanceEvent::Deleted(view) = &event {
                 self.shared.forget(view.id);
             }
@@ -294,143 +308,6 @@ impl Instances {
         registry.entries.insert(id, Seat::Taken(task));
         registry.leases.remove(&id);
         (outlets, inbox)
-    }
-
-    /// Makes an instance, wholly or not at all, and starts it when asked. Returns once the record is
-    /// durable and, when started, the process runs or the start has failed. A caller that goes away
-    /// meanwhile changes nothing: the work goes on without it.
-    ///
-    /// # Errors
-    /// When the name is taken, the image unknown, or the record cannot be written; nothing is left then.
-    /// When only the start failed the instance stays, failed.
-    pub async fn create(&self, request: CreateRequest) -> Result<InstanceView, InstanceError> {
-        if self.shared.detaching.load(Ordering::Acquire) {
-            return Err(InstanceError::ShuttingDown);
-        }
-        let instances = self.clone();
-        let (done, outcome) = oneshot::channel();
-        self.shared.spawn(async move {
-            // Whoever asked may be gone.
-            drop(done.send(instances.make(request).await));
-        });
-        outcome.await.map_err(|_| InstanceError::ShuttingDown)?
-    }
-
-    /// An id that no instance has, for [`CreateRequest::id`].
-    ///
-    /// # Errors
-    /// When the kernel gives no random bytes.
-    pub fn new_id(&self) -> Result<WorkloadId, InstanceError> {
-        let rooms = &self.shared.rooms;
-        let random = rooms
-            .random()
-            .map_err(|source| InstanceError::Random { source })?;
-        Ok(WorkloadId::new(rooms.clock.wall(), random))
-    }
-
-    async fn make(&self, mut request: CreateRequest) -> Result<InstanceView, InstanceError> {
-        let rooms = &self.shared.rooms;
-        let (reference, start) = (request.spec.image.clone(), request.start);
-        let along = std::mem::take(&mut request.along);
-        let image = |source| InstanceError::Image { reference, source };
-        let digest = match rooms.images.digest_of(&request.spec.image).await {
-            Ok(digest) => digest,
-            Err(source) => return Err(image(source)),
-        };
-        let id = request.id.map_or_else(|| self.new_id(), Ok)?;
-        self.can_be_made(id, &request).await?;
-        let remembered = self.reserve(id, request, digest)?;
-        // The lease of `reserve` keeps the image from now on; it may have gone in between.
-        if let Err(source) = rooms.images.digest_of(&remembered.view.image_digest).await {
-            self.shared.forget(id);
-            return Err(image(source));
-        }
-        fault::reach("create_record", Side::Before, id).await;
-        let written = rooms.store.apply(along.put(id, &remembered.to_record())).await;
-        fault::reach("create_record", Side::After, id).await;
-        if let Err(source) = written {
-            let what = remembered.view.spec.name.to_string();
-            // The write may have happened for all that. Name and addresses are given back only once it is
-            // certain that no record has them.
-            match rooms.store.delete::<InstanceRecord>(id).await {
-                Ok(()) => self.shared.forget(id),
-                Err(error) => {
-                    tracing::error!(instance_id = %id, %error, "a record of unknown outcome is left");
-                }
-            }
-            return Err(InstanceError::Store { what, source });
-        }
-        let machine = Machine::new(settings(rooms, &remembered));
-        let birth = InstanceEvent::Created(Box::new(remembered.view.clone()));
-        self.launch_task(machine, remembered, Parts::default(), Some(birth), Vec::new());
-        if start {
-            self.start(id).await
-        } else {
-            self.view(id)
-        }
-    }
-
-    /// Takes name, addresses and a user id, or nothing.
-    fn reserve(
-        &self,
-        id: WorkloadId,
-        request: CreateRequest,
-        image_digest: String,
-    ) -> Result<Remembered, InstanceError> {
-        let rooms = &self.shared.rooms;
-        let mut registry = self.shared.registry();
-        let name = request.spec.name.clone();
-        if registry.names.contains_key(&name) {
-            return Err(InstanceError::NameTaken { name });
-        }
-        let uid = (rooms.first_uid..rooms.first_uid.saturating_add(rooms.uid_count))
-            .find(|uid| !registry.uids.contains(uid))
-            .ok_or(InstanceError::Exhausted { what: "user id" })?;
-        let addresses = registry
-            .pool
-            .allocate()
-            .map_err(|_| InstanceError::Exhausted { what: "address" })?;
-        let holdings = Holdings {
-            addresses: Some(addresses),
-            uid: Some(uid),
-        };
-        registry.holdings.insert(id, holdings);
-        registry.uids.insert(uid);
-        registry.names.insert(name, id);
-        registry.leases.insert(id, image_digest.clone());
-        drop(registry);
-        let placement = rooms.placement_of(&request.spec);
-        let now = rooms.clock.wall();
-        let view = InstanceView {
-            id,
-            image_digest,
-            state: State::Stopped,
-            reason: String::new(),
-            addresses,
-            memory: GuestRam::fresh(placement, request.spec.memory),
-            generation: Record::NEW.generation,
-            snapshot: None,
-            monitor: String::new(),
-            created_at: now,
-            started_at: None,
-            state_changed_at: now,
-            last_wake: None,
-            last_standby: None,
-            last_commit: None,
-            pid: None,
-            exit: None,
-            agent_ready: false,
-            auto_remove: request.auto_remove,
-            standbys: 0,
-            wakes: 0,
-            revision: rooms.first_revision(),
-            spec: request.spec,
-        };
-        Ok(Remembered {
-            view,
-            uid,
-            life: Record::NEW,
-        })
     }
 
     /// Instances in the order of their creation, from the one after `after` on, or from the first. Each is

@@ -154,8 +154,10 @@ impl Listener {
     pub(crate) async fn next(&mut self) -> io::Result<Heard> {
         loop {
             self.buffer.clear();
-            match self.socket.recv(&mut self.buffer).await {
-                Ok(()) => {}
+            match self.socket.recv_from(&mut self.buffer).await {
+                Ok(sender) if sender.port_number() == 0 => {}
+                // Who may administer the network may send to the group as well; only the kernel knocks.
+                Ok(_) => continue,
                 Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => return Ok(Heard::Lost),
                 Err(error) => return Err(error),
             }

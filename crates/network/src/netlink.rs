@@ -171,9 +171,14 @@ impl RequestSocket {
         let mut refused = None;
         while waiting > 0 {
             self.buffer.clear();
-            self.socket
-                .recv(&mut self.buffer, 0)
+            let (_, sender) = self
+                .socket
+                .recv_from(&mut self.buffer, 0)
                 .map_err(|source| first_request.failed(source))?;
+            // Who may administer the network may send to this socket as well; only the kernel answers.
+            if sender.port_number() != 0 {
+                continue;
+            }
             for message in messages(&self.buffer) {
                 let place = message.sequence.wrapping_sub(first);
                 // An answer to an earlier request that was given up.

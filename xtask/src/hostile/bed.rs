@@ -2,7 +2,9 @@
 //! state before and after each case, and the tally.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -69,6 +71,29 @@ pub(crate) struct Picture {
 }
 
 impl Picture {
+    /// Whether this is how `before` looks after a sleep whose record could not be written: its number is
+    /// used up, and its files stay until the next one replaces them, as nobody knows whether the record
+    /// reached the disk.
+    pub(crate) fn is_after_an_unwritten_sleep(&self, before: &Self) -> bool {
+        let instances = |picture: &Self| -> Vec<String> {
+            let lines = picture.instances.iter();
+            lines
+                .map(|line| line.split(" generation ").next().unwrap_or_default().to_owned())
+                .collect()
+        };
+        let files = |picture: &Self| -> Vec<String> {
+            let kept = picture.files.iter().filter(|path| {
+                let name = path.rsplit('/').next().unwrap_or_default();
+                !name.starts_with("state.") && !name.starts_with("manifest.")
+            });
+            kept.cloned().collect()
+        };
+        self.instances != before.instances
+            && instances(self) == instances(before)
+            && self.images == before.images
+            && files(self) == files(before)
+    }
+
     /// What is in one and not in the other.
     pub(crate) fn difference(&self, other: &Self) -> String {
         let mut words = Vec::new();
@@ -110,6 +135,11 @@ impl Scripts {
         let program = build::scripted_vmm()?;
         let place = directory.path().join("vmm");
         fs::copy(&program, &place).with_context(|| format!("copying {}", program.display()))?;
+        // The daemon keeps the program and runs what it kept: its script is found from there too.
+        let script = directory.path().join("script");
+        let mut end = File::options().append(true).open(&place)?;
+        end.write_all(&[b"\nscript=", script.as_os_str().as_bytes()].concat())?;
+        drop(end);
         let scripts = Self { directory };
         scripts.write(&[])?;
         Ok(scripts)

@@ -10,7 +10,10 @@
 //! | `states` | each verb in each state in which it is wrong |
 //! | `monitor` | a virtual machine monitor that answers wrong, or not |
 //! | `agent` | a guest that speaks nonsense |
-//! | `disk` | a disk that fills up, at every write |
+//! | `netlink` | datagrams that no kernel sends, and messages of others than the kernel |
+//! | `disk` | a disk that fills up, until a few blocks are left |
+//! | `writes` | a disk that fails at each change of an operation |
+//! | `slow` | a disk whose writes and flushes take their time |
 //!
 //! No guest runs: the virtual machine monitor is a script.
 
@@ -22,9 +25,12 @@ mod flags;
 mod guests;
 mod images;
 mod monitor;
+mod netlink;
 mod requests;
+mod slow;
 mod sockets;
 mod states;
+mod writes;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -53,7 +59,14 @@ const AREAS: &[Area] = &[
     ("states", &[], states::run),
     ("monitor", &[], monitor::run),
     ("agent", &[], agent::run),
+    ("netlink", &[], netlink::run),
 ];
+
+/// An area that makes its own bed.
+type OwnBed = (&'static str, fn(bool, &Parts) -> Result<Tally>);
+
+/// Those whose daemon has its data on a disk of the case's own.
+const DISKS: &[OwnBed] = &[("disk", disk::run), ("writes", writes::run), ("slow", slow::run)];
 
 /// Runs all areas, or with `only` those whose names have it in them; prints and writes the counts.
 pub(crate) fn run(short: bool, only: Option<&str>, json: Option<&Path>) -> Result<ExitCode> {
@@ -69,9 +82,11 @@ pub(crate) fn run(short: bool, only: Option<&str>, json: Option<&Path>) -> Resul
             finish(bed, &mut tally)?;
         }
     }
-    if only.is_none_or(|only| "disk".contains(only)) {
-        println!("disk");
-        tally.take(disk::run(short, &parts)?);
+    for (name, area) in DISKS {
+        if only.is_none_or(|only| name.contains(only)) {
+            println!("{name}");
+            tally.take(area(short, &parts)?);
+        }
     }
     report(&tally, begun, json)
 }

@@ -131,7 +131,8 @@ fn nobody_left(bed: &Bed) -> Result<()> {
     let program = bed.scripts.program();
     let left = std::fs::read_dir("/proc")?
         .flatten()
-        .filter(|entry| std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program))
+        .filter_map(|entry| std::fs::read_link(entry.path().join("exe")).ok())
+        .filter(|exe| *exe == program || exe.starts_with(&bed.data))
         .count();
     ensure!(left == 0, "{left} monitors are left");
     Ok(())

@@ -251,6 +251,8 @@ impl Machine {
             self.step_failed(now, &failure, out);
             return;
         }
+        // Only while a write is outstanding is it in doubt which of the two is recorded.
+        self.phase_before = None;
         self.course = Some(Course {
             at: course.at + 1,
             failures: 0,

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use dormouse_model::error::chain;
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::damaged::Remains;
@@ -119,12 +119,14 @@ impl Instances {
                 holdings: HashMap::new(),
                 leases: HashMap::new(),
                 damaged: BTreeMap::new(),
+                doubts: BTreeSet::new(),
             }),
             rooms,
             events: broadcast::Sender::new(EVENTS),
             notices,
             tasks: Mutex::new(JoinSet::new()),
             commons: Commons::default(),
+            doubted: Notify::new(),
             detaching: AtomicBool::new(false),
             leaving: watch::Sender::new(false),
         });

@@ -17,8 +17,18 @@ use crate::trust::seal::Seal;
 impl StepContext {
     /// Saves device state as `generation`, writes the manifest and makes both durable. Memory is not copied:
     /// a shared mapping is the file already, and of a private one only the pages dirtied since the wake are
-    /// written.
+    /// written. What cannot be saved whole is removed: on a full disk it would take the room of others.
     pub(super) async fn save(self, generation: Generation) -> Outcome {
+        let (id, layout) = (self.remembered.view.id, self.rooms.layout.clone());
+        let outcome = self.save_whole(generation).await;
+        if outcome.is_err() {
+            // A file that stays is replaced by the next sleep.
+            let _left = super::blocking(move || drop_state(&layout.instance(id), generation)).await;
+        }
+        outcome
+    }
+
+    async fn save_whole(self, generation: Generation) -> Outcome {
         let id = self.remembered.view.id;
         let vm = self.vm()?;
         let layout = self.rooms.layout.clone();
@@ -103,12 +113,22 @@ fn write_back(
 /// Removes the saved states, and the manifests, of sleeps before `kept`: their wakes have consumed them. Blocking.
 pub(crate) fn drop_earlier_states(folder: &Path, kept: Generation) -> Result<(), StepFailure> {
     super::remove_matching(folder, |name| {
-        let number = ["state.", "manifest."]
-            .iter()
-            .find_map(|beginning| name.strip_prefix(beginning))
-            .and_then(|text| text.parse().ok());
-        number.is_some_and(|number: u64| number < kept.0)
+        sleep_of(name).is_some_and(|number| number < kept.0)
     })
+}
+
+/// Removes the saved state, and the manifest, of this one sleep, which no record names. Blocking.
+fn drop_state(folder: &Path, generation: Generation) -> Result<(), StepFailure> {
+    super::remove_matching(folder, |name| sleep_of(name) == Some(generation.0))
+}
+
+/// Of which sleep a file with this name is the state or the manifest.
+fn sleep_of(name: &str) -> Option<u64> {
+    ["state.", "manifest."]
+        .iter()
+        .find_map(|beginning| name.strip_prefix(beginning))?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -141,5 +161,14 @@ mod tests {
             ["disk.ext4", "manifest.10", "state.10", "state.11", "state.x"]
         );
         assert!(drop_earlier_states(&scratch.path().join("gone"), Generation(1)).is_ok());
+        drop_state(scratch.path(), Generation(10)).unwrap();
+        for (name, there) in [
+            ("state.10", false),
+            ("manifest.10", false),
+            ("state.11", true),
+            ("state.x", true),
+        ] {
+            assert_eq!(scratch.path().join(name).exists(), there, "{name}");
+        }
     }
 }

@@ -43,7 +43,7 @@ pub enum TrustError {
     #[error("the image is lost")]
     Lost(#[source] Lost),
     /// A file of it cannot be read or written, for reasons that may pass.
-    #[error("looking at {path}")]
+    #[error("reading or writing {path}")]
     File {
         /// Which.
         path: PathBuf,

@@ -124,10 +124,13 @@ fn converse(
                     r#"{{"error": {{"class": "GenericError", "desc": "scripted refusal"}}, "id": {id}}}"#
                 ),
                 Behaviour::WrongShape => format!(r#"{{"return": [1, 2, {{}}], "id": {id}}}"#),
-                _ => {
-                    let value = machine.execute(command)?;
-                    format!(r#"{{"return": {value}, "id": {id}}}"#)
-                }
+                _ => match machine.execute(command) {
+                    Ok(value) => format!(r#"{{"return": {value}, "id": {id}}}"#),
+                    // As of a disk that is full.
+                    Err(error) => {
+                        format!(r#"{{"error": {{"class": "GenericError", "desc": "{error}"}}, "id": {id}}}"#)
+                    }
+                },
             };
             if !say(stream, behaviour, id, &answer, quit)? {
                 return Ok(());

@@ -2,8 +2,9 @@
 //! want every wrong answer, and many guests at no cost.
 //!
 //! It takes QEMU's arguments and reads of them what it needs: the descriptors of the control socket and of
-//! the agent's port, and whether it loads a state. The file `script` beside the program has a line
-//! `WHERE BEHAVIOUR` for each place where it shall misbehave; it is read again at every such place.
+//! the agent's port, and whether it loads a state. The script has a line `WHERE BEHAVIOUR` for each place
+//! where it shall misbehave; it is read again at every such place. Which file that is stands behind the
+//! program's own bytes, as `script=PATH`: a daemon keeps a copy of the program elsewhere and runs that.
 //!
 //! | where | behaviours |
 //! |---|---|
@@ -17,8 +18,11 @@ mod control;
 
 use std::collections::HashMap;
 use std::env;
-use std::io::{self, Write};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -27,6 +31,9 @@ use std::sync::mpsc;
 
 use dormouse_sys::descriptor::take_passed;
 use dormouse_sys::spawn::FIRST_DESCRIPTOR;
+
+/// More than a path is long (include/uapi/linux/limits.h), with its mark.
+const PATH_MAX: u64 = 4096 + 16;
 
 fn main() -> ExitCode {
     match run() {
@@ -49,7 +56,7 @@ fn run() -> io::Result<ExitCode> {
         return Err(again(&arguments)?);
     }
     let mut passed: HashMap<i32, OwnedFd> = (FIRST_DESCRIPTOR..).zip(take_passed()?).collect();
-    let script = Script::beside_program()?;
+    let script = Script::of_program()?;
     match script.at("start").as_str() {
         "exit" => {
             writeln!(io::stderr(), "scripted: could not set up the machine")?;
@@ -115,10 +122,16 @@ struct Script {
 }
 
 impl Script {
-    fn beside_program() -> io::Result<Self> {
-        Ok(Self {
-            file: env::current_exe()?.with_file_name("script"),
-        })
+    /// The one that stands behind the program's bytes.
+    fn of_program() -> io::Result<Self> {
+        let mut program = File::open("/proc/self/exe")?;
+        let length = program.metadata()?.len();
+        program.seek(SeekFrom::Start(length.saturating_sub(PATH_MAX)))?;
+        let mut end = Vec::new();
+        program.read_to_end(&mut end)?;
+        named_behind(&end)
+            .map(|file| Self { file })
+            .ok_or_else(|| io::Error::other("no script stands behind the program"))
     }
 
     /// What to do at `place` now; `good` where the script says nothing.
@@ -131,9 +144,24 @@ impl Script {
     }
 }
 
+/// The path in the last `script=PATH` of these bytes.
+fn named_behind(end: &[u8]) -> Option<PathBuf> {
+    const MARK: &[u8] = b"\nscript=";
+    let at = end.windows(MARK.len()).rposition(|window| window == MARK)?;
+    let path = end.get(at + MARK.len()..)?;
+    Some(PathBuf::from(OsStr::from_bytes(path)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_script_is_what_stands_last() {
+        let end = b"bytes\nscript=/not/this\nscript=/tmp/script";
+        assert_eq!(named_behind(end), Some(PathBuf::from("/tmp/script")));
+        assert_eq!(named_behind(b"bytes"), None);
+    }
 
     #[test]
     fn the_numbers_of_sockets_are_found() {

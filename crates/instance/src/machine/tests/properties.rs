@@ -197,11 +197,14 @@ impl Host {
             return;
         };
         if !well {
-            if let Step::Write(record) = &step {
-                self.durable.push(record.clone());
-            }
-            let failure = StepFailure::Passing {
-                why: "broken".to_owned(),
+            let why = "broken".to_owned();
+            let failure = match &step {
+                Step::Write(_) if number.0.is_multiple_of(2) => StepFailure::Unwritten { why },
+                Step::Write(record) => {
+                    self.durable.push(record.clone());
+                    StepFailure::Passing { why }
+                }
+                _ => StepFailure::Passing { why },
             };
             self.machine
                 .handle(self.now, Input::StepFailed { number, failure }, out);

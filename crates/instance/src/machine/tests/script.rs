@@ -70,6 +70,7 @@ pub(super) fn replay(text: &str) -> String {
     got
 }
 
+/// The failure that a script calls so.
 fn failure_of(word: &str) -> StepFailure {
     let why = "broken".to_owned();
     match word {

@@ -1,6 +1,9 @@
 //! Bytes to begin with: what the right programs say.
 
 use std::path::Path;
+use std::{fs, io};
+
+mod durable;
 
 /// The seeds of a target.
 #[must_use]
@@ -15,9 +18,27 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             b"{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\r\n".to_vec(),
         ],
         "image" => vec![tar(), documents()],
-        "records" => vec![vec![0x0a, 0x03, b'a', b'b', b'c', 0x10, 0x01, 0x1a, 0x00]],
+        "records" => durable::records(),
+        "manifests" => durable::manifests(),
         _ => Vec::new(),
     }
+}
+
+/// Puts the seeds of a target where libFuzzer looks for what to begin with.
+///
+/// # Panics
+/// When they cannot be written: a fuzzer without them finds its way into nothing.
+pub fn place(target: &str) {
+    write(target).expect("placing seeds");
+}
+
+fn write(target: &str) -> io::Result<()> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&corpus)?;
+    for (number, seed) in of(target).into_iter().enumerate() {
+        fs::write(corpus.join(format!("seed-{number:03}")), seed)?;
+    }
+    Ok(())
 }
 
 /// All small files below a folder of the repository.
