@@ -276,17 +276,15 @@ fn run_bench(bench: &Bench) -> Result<ExitCode> {
     }
     match bench {
         Bench::Standby { rounds, output } => bench::standby::run(*rounds, file(output)),
-        Bench::WakeStorm { repetitions, output } => bench::wake_storm::run(
-            *repetitions,
-            bench::wake_storm::Judged::LossesAndTimes,
-            file(output),
-        ),
+        Bench::WakeStorm { repetitions, output } => {
+            bench::wake_storm::run(*repetitions, bench::Judged::LossesAndTimes, file(output))
+        }
         Bench::Sleepers { count, idle, output } => bench::sleepers::run(*count, *idle, file(output)),
         Bench::Restarts {
             restarts,
             rate,
             output,
-        } => bench::restarts::run(*restarts, *rate, file(output)),
+        } => bench::restarts::run(*restarts, *rate, bench::Judged::LossesAndTimes, file(output)),
         Bench::Connections { cycles, output } => bench::connections::run(*cycles, file(output)),
     }
 }

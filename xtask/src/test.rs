@@ -93,11 +93,11 @@ fn shorts(verdicts: &mut Verdicts) {
     });
     println!("storm, {SHORT_STORMS} of each half");
     short(verdicts, "storm", no_guests, || {
-        bench::wake_storm::run(SHORT_STORMS, bench::wake_storm::Judged::Losses, None)
+        bench::wake_storm::run(SHORT_STORMS, bench::Judged::Losses, None)
     });
     println!("{SHORT_RESTARTS} restarts");
     short(verdicts, "restarts", no_guests, || {
-        bench::restarts::run(SHORT_RESTARTS, SHORT_RATE, None)
+        bench::restarts::run(SHORT_RESTARTS, SHORT_RATE, bench::Judged::Losses, None)
     });
     println!("chaos, planted leaks and {SHORT_KILLS} kills");
     let chaos = |plant_leak: Option<&str>| chaos::Request {

@@ -20,7 +20,7 @@ use dormouse_network::Expected;
 use crate::adoption::{Facts, Heard, Seen};
 use crate::machine::{BootId, Kept, Phase, ProcessIdentity};
 use crate::memory::Home;
-use crate::record::{InstanceRecord, Remembered};
+use crate::record::Remembered;
 use crate::rooms::{Layout, Rooms};
 use crate::steps::Parts;
 
@@ -129,20 +129,14 @@ pub(crate) fn facts(
     }
 }
 
-/// Drops the kept programs that no record names. A record that was set aside may name any: then none goes.
+/// Drops the kept programs that are not `in_use` by a record.
 ///
 /// # Errors
-/// When records cannot be read, or a program cannot be removed.
-pub(crate) async fn sweep_programs(rooms: &Rooms) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let listing = rooms.store.list::<InstanceRecord>().await?;
-    if !listing.damaged.is_empty() {
-        return Ok(());
-    }
-    let mut in_use: BTreeSet<String> = listing
-        .records
-        .into_iter()
-        .map(|(_, record)| record.monitor)
-        .collect();
+/// When a program cannot be removed.
+pub(crate) async fn sweep_programs(
+    rooms: &Rooms,
+    mut in_use: BTreeSet<String>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let (kept, own) = (Arc::clone(&rooms.kept), rooms.probe.program.clone());
     let dropped = tokio::task::spawn_blocking(move || {
         // The one that the next start takes.

@@ -16,6 +16,15 @@ use anyhow::Result;
 use crate::figures::Figures;
 use crate::lab::Lab;
 
+/// What is judged: a test looks at what no busy machine can change, a bench at times too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// Nothing is lost.
+    Losses,
+    /// Nothing is lost, and nothing was late.
+    LossesAndTimes,
+}
+
 /// Begins the figures of a bench that runs guests in `lab`.
 pub(crate) fn begin(bench: &str, lab: &Lab) -> Result<Figures> {
     let info = lab.info()?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use dormouse_client::v1::{InstanceState, MemoryPlacement};
 
 use super::storm::{self, Storm, StormReport};
-use super::{begin, end};
+use super::{Judged, begin, end};
 use crate::figures::{Figures, Row, Samples};
 use crate::lab::{
     Guest, GuestSpec, Lab, Parts, TCP_PORT, UDP_PORT, checksum_errors, dropped_by_devices, sources, tick,
@@ -58,15 +58,6 @@ impl Daemon {
 /// machine that is busy with something else, makes the clients raise.
 const COUNTS: [&str; 3] = ["lost", "tap_drops", "guest_checksum_errors"];
 const TIMED_COUNT: &str = "syn_retransmits";
-
-/// What is judged: a test looks at what no busy machine can change, a bench at times too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Judged {
-    /// Nothing is lost.
-    Losses,
-    /// Nothing is lost, and nothing was late.
-    LossesAndTimes,
-}
 
 /// Runs `repetitions` storms of each half.
 pub(crate) fn run(repetitions: usize, judged: Judged, json: Option<&Path>) -> Result<ExitCode> {

@@ -74,6 +74,7 @@ fn instance_fact(instance: v1::Instance) -> InstanceFact {
         pid: instance.pid,
         generation: instance.generation,
         digest: instance.image_digest,
+        monitor: instance.monitor,
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct InstanceFact {
     pub generation: u64,
     /// The image that it was made from.
     pub digest: String,
+    /// The kept program that it is of; empty before its first start.
+    pub monitor: String,
 }
 
 impl InstanceFact {
@@ -127,6 +129,14 @@ pub(crate) fn expected(site: &Site, house: &Census, listing: &Listing) -> Expect
         expected.between(Kind::Descriptor, &format!("keeper {nameless}"), 0, NAMELESS);
     }
     expected.may(Kind::File, format!("{run}/i/"));
+    // The program that starts use, and those that saved what sleeps.
+    let monitors: BTreeSet<&str> = (listing.instances.iter())
+        .map(|instance| instance.monitor.as_str())
+        .filter(|name| !name.is_empty())
+        .collect();
+    expected.may(Kind::File, format!("{data}/vmm/"));
+    let most = u32::try_from(monitors.len()).unwrap_or(u32::MAX).max(1);
+    expected.between(Kind::File, "kept monitor", 0, most);
     images(site, listing, &mut expected);
     for instance in &listing.instances {
         one(site, instance, &mut expected);
@@ -166,11 +176,17 @@ fn one(site: &Site, instance: &InstanceFact, expected: &mut Expected) {
     }
     expected.between(Kind::File, &format!("memory {id}"), link, link);
     match life {
-        Life::Asleep => expected.must(Kind::File, format!("{folder}/state.{}", instance.generation)),
+        Life::Asleep => {
+            for part in ["state", "manifest"] {
+                expected.must(Kind::File, format!("{folder}/{part}.{}", instance.generation));
+            }
+        }
         Life::Awake => {
             // Of the sleep that it woke from, and of one that was taken back.
             for generation in instance.generation..=instance.generation + 1 {
-                expected.may(Kind::File, format!("{folder}/state.{generation}"));
+                for part in ["state", "manifest"] {
+                    expected.may(Kind::File, format!("{folder}/{part}.{generation}"));
+                }
             }
         }
         Life::Resting | Life::Moving => {}
@@ -197,9 +213,10 @@ fn one(site: &Site, instance: &InstanceFact, expected: &mut Expected) {
         expected.between(Kind::Rule, &format!("{set} {tap} {address}"), awake, link);
     }
     for whose in ["daemon", "keeper"] {
-        expected.between(Kind::Descriptor, &format!("{whose} tap {tap}"), 0, awake);
+        // The daemon has its own, and a copy for the next keeper.
+        expected.between(Kind::Descriptor, &format!("{whose} tap {tap}"), 0, awake * 2);
         let process = format!("{whose} process {}", instance.pid);
-        expected.between(Kind::Descriptor, &process, 0, awake * 3);
+        expected.between(Kind::Descriptor, &process, 0, awake * 4);
     }
 }
 
@@ -278,6 +295,7 @@ mod tests {
                 pid: 7,
                 generation: 3,
                 digest: "sha256:m".to_owned(),
+                monitor: "7.2-0123".to_owned(),
             }],
             images: Vec::new(),
         }
@@ -297,7 +315,11 @@ mod tests {
     fn asleep() -> Census {
         let mut found = rest();
         found.add(Kind::File, format!("memory {ID}"));
-        found.add(Kind::File, format!("/d/instances/{ID}/state.3"));
+        for part in ["state", "manifest"] {
+            found.add(Kind::File, format!("/d/instances/{ID}/{part}.3"));
+        }
+        found.add(Kind::File, "/d/vmm/");
+        found.add(Kind::File, "kept monitor");
         for address in ["10.78.0.2", "fd78::2"] {
             found.add(Kind::Route, format!("{address} dev dmp0"));
         }

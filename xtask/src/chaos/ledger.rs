@@ -230,6 +230,7 @@ mod tests {
             pid: 0,
             generation,
             digest: String::new(),
+            monitor: String::new(),
         }
     }
 

@@ -141,6 +141,8 @@ fn report(figures: &mut Figures, counted: &Counted, reached: &BTreeMap<String, u
         "points_missed",
         "calls_refused",
         "daemon_starts_refused",
+        "taps_not_held",
+        "keepers_not_back",
     ] {
         figures.check_count("B.1", name, 0);
     }

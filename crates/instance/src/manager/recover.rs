@@ -7,6 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use dormouse_model::error::chain;
+use dormouse_model::{Addresses, WorkloadId};
+use prost::Message;
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -27,7 +29,7 @@ use crate::sweep::{self, Owners};
 const LOOKS: usize = 32;
 
 /// Instances whose files one thread looks at before it takes the next.
-const INSTANCES_A_LOOK: usize = 1024;
+const INSTANCES_A_LOOK: usize = 128;
 
 /// Marks that have a control group: of these a process may be left. `None` when nobody says, so that nobody
 /// is taken to have none.
@@ -62,10 +64,16 @@ impl Instances {
         let (instances, task) = Self::empty(rooms);
         let keys = listing.records.iter().map(|(key, _)| key);
         let owners = Owners::new(keys, !listing.damaged.is_empty());
+        // A record that was set aside may name any program.
+        let all_known = listing.damaged.is_empty();
         let mut remains = instances.set_aside(listing.damaged).await;
         let groups = groups(&instances.shared.rooms);
-        let (mut quiet, mut others) = (Vec::new(), Vec::new());
+        let (mut quiet, mut others, mut parked) = (Bodies::default(), Vec::new(), Vec::new());
+        let mut monitors = BTreeSet::new();
         for (key, record) in listing.records {
+            if !monitors.contains(&record.monitor) {
+                monitors.insert(record.monitor.clone());
+            }
             let mut remembered = match Remembered::from_record(record.clone()) {
                 Ok(remembered) => remembered,
                 Err(error) => {
@@ -82,12 +90,15 @@ impl Instances {
             instances.enter(&remembered);
             match &groups {
                 Some(left) if may_rest(&remembered) && !left.contains(&remembered.view.id.mark()) => {
-                    quiet.push(remembered);
+                    if sleeps(&remembered) {
+                        parked.push((remembered.view.id, remembered.view.addresses));
+                    }
+                    quiet.push(&remembered);
                 }
                 Some(_) | None => others.push(remembered),
             }
         }
-        instances.bring_back_quiet(quiet).await;
+        instances.bring_back_quiet(quiet, parked).await;
         let turns = Arc::new(Semaphore::new(LOOKS));
         let linking: Vec<_> = (others.into_iter())
             .map(|remembered| instances.bring_back(remembered, &turns))
@@ -98,13 +109,15 @@ impl Instances {
         }
         instances.keep_damaged(remains).await;
         sweep::leftovers(&instances.shared.rooms, &owners).await;
-        // Beside the start: nobody waits for it.
-        let rooms = Arc::clone(&instances.shared.rooms);
-        instances.shared.spawn(async move {
-            if let Err(error) = recovery::sweep_programs(&rooms).await {
-                tracing::warn!(%error, "programs of monitors not swept");
-            }
-        });
+        if all_known {
+            // Beside the start: nobody waits for it. A record that changes meanwhile names the own program.
+            let rooms = Arc::clone(&instances.shared.rooms);
+            instances.shared.spawn(async move {
+                if let Err(error) = recovery::sweep_programs(&rooms, monitors).await {
+                    tracing::warn!(%error, "programs of monitors not swept");
+                }
+            });
+        }
         Ok((instances, task))
     }
 
@@ -181,22 +194,41 @@ impl Instances {
         wait
     }
 
-    /// Brings back those of which no process can be left.
-    async fn bring_back_quiet(&self, quiet: Vec<Remembered>) {
-        if quiet.is_empty() {
-            return;
-        }
+    /// Brings back those of which no process can be left, a few at a time: the memory that this takes is
+    /// used again for the next, and what stays of each lies close together.
+    async fn bring_back_quiet(&self, mut quiet: Bodies, parked: Vec<(WorkloadId, Addresses)>) {
         let rooms = &self.shared.rooms;
-        let links = (quiet.iter())
-            .filter(|one| sleeps(one))
-            .map(|one| (one.view.id, one.view.addresses));
-        let adopted = rooms.network.adopt_parked(links.collect());
-        let (looked, adopted) = tokio::join!(look_at_files(rooms, quiet), adopted);
-        for (id, error) in adopted {
-            tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted");
+        if !parked.is_empty() {
+            for (id, error) in rooms.network.adopt_parked(parked).await {
+                tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted");
+            }
         }
-        for one in looked {
-            self.lay_down(one);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let (boot, mut looking) = (rooms.boot(), JoinSet::new());
+        loop {
+            let part = quiet.next(INSTANCES_A_LOOK, rooms.first_revision());
+            if part.is_empty() || looking.len() >= threads {
+                let looked: Vec<Looked> = match looking.join_next().await {
+                    Some(Ok(looked)) => looked,
+                    Some(Err(error)) => {
+                        // Named where it happened; its instances are not known to this daemon, and untouched.
+                        tracing::error!(%error, "looking at instances' files panicked");
+                        Vec::new()
+                    }
+                    None => return,
+                };
+                for one in looked {
+                    self.lay_down(one);
+                }
+            }
+            if !part.is_empty() {
+                let layout = rooms.layout.clone();
+                looking.spawn_blocking(move || {
+                    part.into_iter()
+                        .map(|remembered| Looked::at(&layout, boot, remembered))
+                        .collect()
+                });
+            }
         }
     }
 
@@ -316,29 +348,41 @@ impl Looked {
     }
 }
 
-/// Looks at the files of all of them, a bounded number at a time.
-async fn look_at_files(rooms: &Rooms, quiet: Vec<Remembered>) -> Vec<Looked> {
-    let boot = rooms.boot();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let (mut looking, mut looked) = (JoinSet::new(), Vec::with_capacity(quiet.len()));
-    let mut rest = quiet.into_iter();
-    loop {
-        let part: Vec<Remembered> = rest.by_ref().take(INSTANCES_A_LOOK).collect();
-        if part.is_empty() || looking.len() >= threads {
-            match looking.join_next().await {
-                Some(Ok(found)) => looked.extend::<Vec<_>>(found),
-                // Named where it happened; its instances are not known to this daemon, and untouched.
-                Some(Err(error)) => tracing::error!(%error, "looking at instances' files panicked"),
-                None => return looked,
+/// Records one after the other in one piece of memory, which goes as a whole: ten thousand that are read
+/// and given up in pieces would leave holes between what stays.
+#[derive(Debug, Default)]
+struct Bodies {
+    bytes: Vec<u8>,
+    read: usize,
+}
+
+impl Bodies {
+    fn push(&mut self, remembered: &Remembered) {
+        self.bytes
+            .extend(remembered.to_record().encode_length_delimited_to_vec());
+    }
+
+    /// The next `most`, in order; none at the end.
+    fn next(&mut self, most: usize, revision: u64) -> Vec<Remembered> {
+        let mut rest = self.bytes.get(self.read..).unwrap_or_default();
+        let mut part = Vec::with_capacity(most);
+        while part.len() < most && !rest.is_empty() {
+            let record =
+                InstanceRecord::decode_length_delimited(&mut rest).map_err(|error| error.to_string());
+            let read = |record| Remembered::from_record(record).map_err(|error| error.to_string());
+            match record.and_then(read) {
+                Ok(mut remembered) => {
+                    remembered.view.revision = revision;
+                    part.push(remembered);
+                }
+                // It was written a moment ago.
+                Err(error) => {
+                    tracing::error!(error, "an instance's record is passed over");
+                    rest = &[];
+                }
             }
         }
-        if !part.is_empty() {
-            let layout = rooms.layout.clone();
-            looking.spawn_blocking(move || {
-                part.into_iter()
-                    .map(|remembered| Looked::at(&layout, boot, remembered))
-                    .collect()
-            });
-        }
+        self.read = self.bytes.len() - rest.len();
+        part
     }
 }
