@@ -443,6 +443,9 @@ async fn verdict(instances: &Instances, store: &Store, id: WorkloadId) -> Result
 fn reason(view: &InstanceView) -> Verdict {
     match &view.snapshot {
         Some(SnapshotView::Lost(lost)) => Verdict::Refused(format!("{} {}", lost.part.as_str(), lost.code())),
-        Some(SnapshotView::Kept { .. }) | None => Verdict::Unexplained(view.reason.clone()),
+        Some(SnapshotView::Kept { .. }) | None => match view.reason.strip_prefix("its record is damaged: ") {
+            Some(what) => Verdict::Refused(format!("record: {what}")),
+            None => Verdict::Unexplained(view.reason.clone()),
+        },
     }
 }
