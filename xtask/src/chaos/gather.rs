@@ -207,7 +207,10 @@ pub(crate) fn descriptors(pid: u32, whose: &str, census: &mut Census) {
         let what = if target.contains("/net/tun") {
             format!("tap {}", field("iff:").unwrap_or_default())
         } else if let Some(process) = field("Pid:") {
-            format!("process {process}")
+            // A keeper that was restarted is another process, and the same thing.
+            let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+            let keeper = name.trim_end() == "dormouse-keeper";
+            format!("process {}", if keeper { "keeper" } else { &process })
         } else if let Some((kind, _)) = target.split_once(":[") {
             kind.to_owned()
         } else {
