@@ -8,7 +8,7 @@
 //!
 //! The three flushes run side by side: nothing orders them among each other, and a journalling file system
 //! commits them together. All three are over before the record is written. Memory is not flushed here (see
-//! [`Settled`](crate::machine::Settled)): the manifest names the mount whose page cache has it. Only where the
+//! [`Settled`]): the manifest names the mount whose page cache has it. Only where the
 //! kernel cannot tell one mount from a later one is memory on disk the fourth that is flushed.
 //!
 //! The head of a disk is read through the page cache of the file that the monitor writes, after
