@@ -213,6 +213,8 @@ pub(crate) fn descriptors(pid: u32, whose: &str, census: &mut Census) {
             format!("process {}", if keeper { "keeper" } else { &process })
         } else if let Some((kind, _)) = target.split_once(":[") {
             kind.to_owned()
+        } else if target.contains("/vmm/") && target.ends_with("/program") {
+            "kept monitor".to_owned()
         } else {
             target
         };
