@@ -112,22 +112,9 @@ impl ObserverHandle {
     /// # Errors
     /// See [`ListError`].
     pub async fn list(&self, filter: ListFilter, patience: Duration) -> Result<Vec<Flow>, ListError> {
-        let work = async {
-            let turn = Arc::clone(&self.lists)
-                .acquire_owned()
-                .await
-                .map_err(|_| ListError::GivenUp)?;
-            let namespace = self.namespace.clone();
-            let listed = tokio::task::spawn_blocking(move || {
-                // Held until the walk is over even if the caller has left.
-                let _turn = turn;
-                list(namespace.as_deref(), &filter, patience)
-            });
-            listed.await.map_err(|_| ListError::GivenUp)?
-        };
-        tokio::time::timeout(patience, work)
+        let namespace = self.namespace.clone();
+        self.in_turn(patience, move || list(namespace.as_deref(), &filter, patience))
             .await
-            .unwrap_or(Err(ListError::Timeout { waited: patience }))
     }
 
     /// Drops the entries in which one of `addresses` sends or answers, on a thread of its own; see
@@ -136,17 +123,30 @@ impl ObserverHandle {
     /// # Errors
     /// See [`ListError`].
     pub async fn forget(&self, addresses: HashSet<IpAddr>, patience: Duration) -> Result<usize, ListError> {
+        let namespace = self.namespace.clone();
+        self.in_turn(patience, move || {
+            forget(namespace.as_deref(), &addresses, patience)
+        })
+        .await
+    }
+
+    /// Walks the table on a thread of its own; one walk at a time.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        walk: impl FnOnce() -> Result<T, ListError> + Send + 'static,
+    ) -> Result<T, ListError> {
         let work = async {
             let turn = Arc::clone(&self.lists)
                 .acquire_owned()
                 .await
                 .map_err(|_| ListError::GivenUp)?;
-            let namespace = self.namespace.clone();
-            let dropped = tokio::task::spawn_blocking(move || {
+            let walked = tokio::task::spawn_blocking(move || {
+                // Held until the walk is over even if the caller has left.
                 let _turn = turn;
-                forget(namespace.as_deref(), &addresses, patience)
+                walk()
             });
-            dropped.await.map_err(|_| ListError::GivenUp)?
+            walked.await.map_err(|_| ListError::GivenUp)?
         };
         tokio::time::timeout(patience, work)
             .await

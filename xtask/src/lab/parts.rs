@@ -21,10 +21,15 @@ pub(crate) struct Parts {
 impl Parts {
     /// Installs and builds what is missing, saying what.
     pub(crate) fn ready(need: Need) -> Result<Self> {
+        Self::with_guests(need, "release", build::binaries)
+    }
+
+    /// The daemon that `build` makes, and what runs inside guests.
+    fn with_guests(need: Need, what: &str, build: fn() -> Result<PathBuf>) -> Result<Self> {
         ensure!(setup::is_root(), "guests, namespaces and taps take root");
         let kernel = setup::ensure_ready(need)?;
-        println!("building (release)");
-        let programs = build::binaries()?;
+        println!("building ({what})");
+        let programs = build()?;
         let guest = build::guest_binaries()?;
         Ok(Self {
             kernel,
@@ -61,18 +66,7 @@ impl Parts {
 
     /// The same with a daemon that has fault points, built beside the others: no release binary has them.
     pub(crate) fn planted(need: Need) -> Result<Self> {
-        ensure!(setup::is_root(), "guests, namespaces and taps take root");
-        let kernel = setup::ensure_ready(need)?;
-        println!("building (release, with fault points)");
-        let programs = build::planted_binaries()?;
-        let guest = build::guest_binaries()?;
-        Ok(Self {
-            kernel,
-            daemon: programs.join("dormoused"),
-            agent: guest.agent,
-            server: guest.server,
-            environment: Vec::new(),
-        })
+        Self::with_guests(need, "release, with fault points", build::planted_binaries)
     }
 
     /// The kernel that guests boot.

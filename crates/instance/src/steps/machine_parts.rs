@@ -24,6 +24,7 @@ use crate::agent::{DISK_SERIAL, ROOT_SERIAL};
 use crate::machine::{Done, Kept, MemoryImage, StepFailure};
 use crate::memory::files::sync_directory;
 use crate::memory::{GuestRam, Home, MemoryError, Sharing};
+use crate::sweep::remove_tree;
 use crate::trust::TrustError;
 use crate::trust::check::Check;
 use crate::trust::manifest::MonitorPart;
@@ -297,7 +298,9 @@ impl StepContext {
         self.let_keeper_go();
         // Nothing of a process stays in the kernel: ten thousand sleepers have no group and no socket.
         remove_group(&group).await;
-        remove_sockets(&self.rooms.layout.sockets(self.remembered.view.id))?;
+        // A launch makes it again.
+        let sockets = self.rooms.layout.sockets(self.remembered.view.id);
+        remove_tree(&sockets).map_err(|error| file_failure("removing", &sockets, &error))?;
         if let Some(link) = &self.parts.link {
             let ended = match tap {
                 TapEnd::Awaited => link.drop_tap().await,
@@ -320,15 +323,6 @@ async fn remove_group(group: &dormouse_cgroup::Group) {
     }
     if let Err(error) = group.remove(1, |_| ()) {
         tracing::warn!(error = %chain(&error), "a control group is left");
-    }
-}
-
-/// Removes the folder of an instance's sockets; a launch makes it again.
-fn remove_sockets(folder: &Path) -> Result<(), StepFailure> {
-    match fs::remove_dir_all(folder) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(file_failure("removing", folder, &error)),
     }
 }
 
