@@ -67,12 +67,16 @@ pub struct Tally {
     pub late_outcomes: u64,
     /// Steps of the wall clock.
     pub clock_steps: u64,
+    /// Times that a disk or the ends of processes failed for longer.
+    pub outages: u64,
+    /// Images that were discarded because nobody knew of their commit.
+    pub discarded: u64,
 }
 
 impl Tally {
     /// The counts with their names, in a fixed order.
     #[must_use]
-    pub const fn named(&self) -> [(&'static str, u64); 32] {
+    pub const fn named(&self) -> [(&'static str, u64); 34] {
         [
             ("events", self.events),
             ("created", self.created),
@@ -106,6 +110,8 @@ impl Tally {
             ("holds", self.holds),
             ("late_outcomes", self.late_outcomes),
             ("clock_steps", self.clock_steps),
+            ("outages", self.outages),
+            ("discarded", self.discarded),
         ]
     }
 
@@ -144,6 +150,8 @@ impl Tally {
             holds,
             late_outcomes,
             clock_steps,
+            outages,
+            discarded,
         } = self;
         for (mine, theirs) in [
             (events, other.events),
@@ -178,6 +186,8 @@ impl Tally {
             (holds, other.holds),
             (late_outcomes, other.late_outcomes),
             (clock_steps, other.clock_steps),
+            (outages, other.outages),
+            (discarded, other.discarded),
         ] {
             *mine += theirs;
         }

@@ -8,9 +8,9 @@
 //!     └── a pause, which doubles ◀───┘ chore_tries times; then not before the next sleep, wake or daemon
 //! ```
 
-use dormouse_model::{MonoTime, WakeEnd};
+use dormouse_model::{MonoTime, State, WakeEnd};
 
-use super::plan::Plan;
+use super::plan::{Kind, Plan};
 use super::{Effect, Kept, Machine, Outcome, Phase, Rest, Settled, SpillPolicy, Wanted};
 
 impl Machine {
@@ -37,7 +37,9 @@ impl Machine {
                     }
                 }
             }
-            Rest::Stopped | Rest::Failed(_) | Rest::Deleting | Rest::Gone => None,
+            Rest::Deleting => Some(Plan::Delete),
+            Rest::Stopped => self.owed.then_some(Plan::Stop),
+            Rest::Failed(_) | Rest::Gone => None,
         }
     }
 
@@ -45,7 +47,14 @@ impl Machine {
     pub(super) const fn before_chores(&mut self, plan: Plan) {
         self.chore_at = None;
         match plan {
-            Plan::Spill | Plan::Settle | Plan::Amend | Plan::Leftover | Plan::Greet | Plan::NoteReady => {}
+            Plan::Spill
+            | Plan::Settle
+            | Plan::Amend
+            | Plan::Leftover
+            | Plan::Greet
+            | Plan::NoteReady
+            | Plan::Stop
+            | Plan::Delete => {}
             Plan::Start
             | Plan::Sleep
             | Plan::Doubt
@@ -59,9 +68,7 @@ impl Machine {
             | Plan::Unwake
             | Plan::Revive
             | Plan::Readopt
-            | Plan::Stop
-            | Plan::Bury
-            | Plan::Delete => self.chore_failures = 0,
+            | Plan::Bury => self.chore_failures = 0,
         }
     }
 
@@ -97,8 +104,43 @@ impl Machine {
         if self.chore_at.is_some_and(|at| at <= now) {
             self.chore_at = None;
             if let Some(plan) = self.chore() {
-                self.begin(now, plan, out);
+                // A stop of what has stopped clears: nothing is recorded anew.
+                let at = usize::from(plan == Plan::Stop);
+                self.begin_at(now, plan, at, out);
             }
+        }
+    }
+
+    /// Whether what runs is a stop of what has no guest and that can be left as it is: it has not recorded that it
+    /// began, or there is nothing to stop and only leftovers to clear.
+    pub(super) fn stops_at_rest(&self) -> bool {
+        let Some((course, kind)) = self.current() else {
+            return false;
+        };
+        course.plan == Plan::Stop
+            && match self.stop_from {
+                State::Stopped => true,
+                State::Standby | State::Failed => kind == Kind::WriteStopping,
+                State::Starting
+                | State::Initializing
+                | State::Running
+                | State::Dozing
+                | State::Sleeping
+                | State::Waking
+                | State::Stopping
+                | State::Deleting => false,
+            }
+    }
+
+    /// Such a stop cannot go on: it is as it was, and what may be left of a process is owed.
+    pub(super) fn unstop(&mut self, now: MonoTime, why: String, out: &mut Vec<Effect>) {
+        self.course = None;
+        // The record may say that a stop was begun, which the next daemon would finish.
+        self.write_unknown = self.rest == Rest::Asleep;
+        self.owed |= matches!(self.rest, Rest::Asleep | Rest::Stopped);
+        self.settle(Wanted::Stop, &Outcome::Failed { why }, out);
+        if !self.take_turn(now, out) {
+            self.put_off(now);
         }
     }
 

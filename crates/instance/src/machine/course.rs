@@ -410,8 +410,10 @@ impl Machine {
             OnFailure::RetryThenRest => {
                 self.course = None;
                 self.settle(Wanted::Delete, &Outcome::Failed { why }, out);
+                self.put_off(now);
             }
             OnFailure::RetryThenOwe => self.owe(now, course.plan, why, out),
+            OnFailure::RetryThenFail if self.stops_at_rest() => self.unstop(now, why, out),
             OnFailure::RetryThenFail => {
                 let reason = if matches!(course.plan, Plan::Unwake | Plan::Revive) {
                     FailReason::WakeFailed { why }

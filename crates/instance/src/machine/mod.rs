@@ -56,11 +56,13 @@
 //! `Failed`.
 //!
 //! **Stopping**: the guest is asked, then killed. A stop from `Standby` or `Failed` has no guest to
-//! ask and publishes the state that it began in until it ends.
+//! ask and publishes the state that it began in until it ends; when not even its record can be written it
+//! is what it was.
 //!
 //! **Failed**: with its reason; the process is ended and the link removed. Start, stop and delete work.
 //!
-//! **Deleting**: runs to its end; when a step keeps failing it rests there until asked again.
+//! **Deleting**: runs to its end; when a step keeps failing it rests there, and goes on later or when it is
+//! asked for again.
 //!
 //! **Lost images**: an image that a step finds to be other than what was saved is never loaded. The
 //! attempt is cleared away (`Unwake`); then, by policy, the workload is `Failed` with the part that is
@@ -145,7 +147,7 @@ enum Rest {
     Awake,
     Asleep,
     Failed(FailReason),
-    /// A removal that gave up, until it is asked for again.
+    /// A removal that gave up, until later or until it is asked for again.
     Deleting,
     Gone,
 }

@@ -217,6 +217,7 @@ impl Machine {
                 self.course = None;
                 self.rest = Rest::Stopped;
                 self.dirty = false;
+                self.owed = false;
                 self.process = None;
                 (self.image, self.lost) = (None, None);
                 self.settle(Wanted::Stop, &Outcome::Done, out);
