@@ -243,12 +243,7 @@ impl Daemon {
                 self.check_commit(ground, id, &record.phase);
                 ground.write(id, record.clone());
             }
-            Step::ReadBack => {
-                let record = ground.store.records.get(&id).map(|stored| stored.life.clone());
-                return record
-                    .map(|record| Done::Recorded(Box::new(record)))
-                    .ok_or_else(broken);
-            }
+            Step::ReadBack => return read_back(ground, id),
             Step::Discard { generation } => discard(ground, id, *generation),
             Step::PrepareDisks => {
                 ground.host.files.insert(id);
@@ -280,16 +275,7 @@ impl Daemon {
                 ground.tally.spills += 1;
                 return Ok(Done::Image(image));
             }
-            Step::Settle { image } | Step::Verify { image } => {
-                let settled = ground.host.settle(id, *image);
-                return match settled {
-                    Ok(image) => Ok(Done::Image(image)),
-                    Err(lost) => {
-                        ground.tally.images_lost += 1;
-                        Err(StepFailure::untrusted(lost))
-                    }
-                };
-            }
+            Step::Settle { image } | Step::Verify { image } => return settle(ground, id, *image),
             Step::DropResident => {
                 if let Some(memory) = ground.host.memory.get_mut(&id) {
                     memory.resident = None;
@@ -391,6 +377,23 @@ impl Daemon {
             ground.broken(Invariant::NoFalseSleep, what);
         }
     }
+}
+
+/// Flushes memory, or compares it.
+fn settle(ground: &mut Ground, id: WorkloadId, image: MemoryImage) -> Result<Done, StepFailure> {
+    match ground.host.settle(id, image) {
+        Ok(image) => Ok(Done::Image(image)),
+        Err(lost) => {
+            ground.tally.images_lost += 1;
+            Err(StepFailure::untrusted(lost))
+        }
+    }
+}
+
+/// What can be read of the record.
+fn read_back(ground: &Ground, id: WorkloadId) -> Result<Done, StepFailure> {
+    let stored = ground.store.records.get(&id).ok_or_else(broken)?;
+    Ok(Done::Recorded(Box::new(stored.life.clone())))
 }
 
 /// Whoever reads of this image does not find it.

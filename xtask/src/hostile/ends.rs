@@ -36,10 +36,13 @@ const STARTS_KILLED: u32 = 3;
 /// The case that is not in the short form.
 const HANGS: &str = "a monitor hangs in a sleep, and comes back";
 
+/// A case, on an instance of this name.
+type Case = fn(&mut Bed, &str) -> Result<()>;
+
 /// All cases.
 pub(crate) fn run(bed: &mut Bed) -> Result<()> {
     bed.import_guest_image()?;
-    let cases: [(&str, fn(&mut Bed, &str) -> Result<()>); 4] = [
+    let cases: [(&str, Case); 4] = [
         ("a monitor hangs at a stop", hung_at_stop),
         (HANGS, hung_in_sleep),
         ("a daemon is told twice", told_twice),

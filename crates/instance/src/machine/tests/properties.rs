@@ -284,28 +284,10 @@ impl Host {
                 });
             }
             Step::Resume => {
-                let harmless = |record: &Record| match record.phase {
-                    Phase::Running { .. } => true,
-                    Phase::Standby { image } => image.generation <= self.discarded,
-                    _ => false,
-                };
-                assert!(
-                    self.durable.iter().all(harmless),
-                    "it runs and the record says {:?}",
-                    self.durable
-                );
+                self.may_run();
                 self.consumed = self.in_memory;
             }
-            Step::ReadBack => {
-                // What is read is durable; what is not may come back.
-                let read = self.durable
-                    [usize::try_from(self.now.since_boot().as_secs()).unwrap() % self.durable.len()]
-                .clone();
-                if self.durable.last() == Some(&read) {
-                    self.durable = vec![read.clone()];
-                }
-                return Done::Recorded(Box::new(read));
-            }
+            Step::ReadBack => return self.read_back(),
             Step::Discard { generation } => self.discarded = generation,
             Step::DropMemory => self.drop_memory(),
             Step::LetGo | Step::EndProcess => self.live = None,
@@ -328,17 +310,35 @@ impl Host {
         Done::Plain
     }
 
-    /// Committed means kept: only an image that is lost, or that is wanted no more, goes.
-    fn drop_memory(&mut self) {
-        if let Some(FailReason::Inconsistent { what }) = self.machine.fail_reason() {
-            let sleeps = self
-                .durable
-                .iter()
-                .any(|record| matches!(record.phase, Phase::Standby { .. }));
-            assert!(!sleeps, "a sleeper is given up: {what}");
-        }
+    /// Nothing that the store may say can be believed beside a guest that runs.
+    fn may_run(&self) {
+        let harmless = |record: &Record| match record.phase {
+            Phase::Running { .. } => true,
+            Phase::Standby { image } => image.generation <= self.discarded,
+            _ => false,
+        };
         assert!(
-            !self.asleep || !matches!(self.machine.fail_reason(), Some(FailReason::Inconsistent { .. })),
+            self.durable.iter().all(harmless),
+            "it runs and the record says {:?}",
+            self.durable
+        );
+    }
+
+    /// What is read is durable; what is not may come back.
+    fn read_back(&mut self) -> Done {
+        let at = usize::try_from(self.now.since_boot().as_secs()).unwrap() % self.durable.len();
+        let read = self.durable[at].clone();
+        if self.durable.last() == Some(&read) {
+            self.durable = vec![read.clone()];
+        }
+        Done::Recorded(Box::new(read))
+    }
+
+    /// Committed means kept: only an image that is lost, or that is wanted no more, goes.
+    fn drop_memory(&self) {
+        let given_up = matches!(self.machine.fail_reason(), Some(FailReason::Inconsistent { .. }));
+        assert!(
+            !(self.asleep && given_up),
             "a committed image is dropped: {:?}",
             self.machine
         );
@@ -394,7 +394,7 @@ impl Host {
                     match state {
                         State::Standby => self.asleep = true,
                         State::Running | State::Stopped | State::Initializing | State::Starting => {
-                            self.asleep = false
+                            self.asleep = false;
                         }
                         _ => {}
                     }
