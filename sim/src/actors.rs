@@ -400,6 +400,7 @@ impl Actors {
             committed: None,
             discarded: false,
             refused: false,
+            stop_wanted: false,
         };
         ground.note(format_args!("create {id} {}", addresses.ipv4));
         ground.truths.insert(id, truth);

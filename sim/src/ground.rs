@@ -94,6 +94,8 @@ pub struct Truth {
     pub discarded: bool,
     /// Its image was refused for good by whoever loads it.
     pub refused: bool,
+    /// A caller asked that it stop, and it has neither slept nor begun since.
+    pub stop_wanted: bool,
 }
 
 /// How hard each sort of fault blows in one seed, in parts of 1000.
@@ -426,6 +428,7 @@ impl Ground {
             return;
         };
         truth.discarded = false;
+        let stop_wanted = truth.stop_wanted;
         let committed = match phase {
             Phase::Standby { image } => {
                 truth.committed = Some(image.generation);
@@ -452,6 +455,7 @@ impl Ground {
         if let Some(generation) = committed
             && there.is_some_and(|(saved, _)| saved == generation)
             && !lost
+            && !stop_wanted
         {
             let what = format!("{id} slept as generation {generation} and is given up: {reason}");
             self.broken(Invariant::CommittedKept, what);

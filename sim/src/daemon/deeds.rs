@@ -194,6 +194,10 @@ impl Daemon {
 
     /// A fault makes the step fail; what it would have done is done or not.
     fn fail(&mut self, ground: &mut Ground, id: WorkloadId, step: &Step) -> Result<Done, StepFailure> {
+        if let (Step::Discard { .. }, Some(truth)) = (step, ground.truths.get_mut(&id)) {
+            // A part of it may be gone.
+            truth.committed = None;
+        }
         let happens = match step {
             Step::Write(_) | Step::RemoveRecord => {
                 ground.tally.writes_unknown += 1;
@@ -332,7 +336,8 @@ impl Daemon {
     /// A new process: what happened to the one before explains nothing any more.
     fn forget_crash(&mut self, ground: &mut Ground, id: WorkloadId) {
         if let Some(truth) = ground.truths.get_mut(&id) {
-            (truth.crashed, truth.rebooted, truth.refused) = (false, false, false);
+            (truth.crashed, truth.rebooted) = (false, false);
+            (truth.refused, truth.stop_wanted) = (false, false);
         }
         if let Some(instance) = self.instances.get_mut(&id) {
             instance.exit_expected = false;

@@ -200,6 +200,11 @@ impl Daemon {
                     truth.removal_wanted = true;
                 }
             }
+            (Answer::Accepted | Answer::AlreadySo, Request::Stop { .. }) => {
+                if let Some(truth) = ground.truths.get_mut(&id) {
+                    truth.stop_wanted = true;
+                }
+            }
             (Answer::Refused(_), _) => self.refused(id, ticket, request, Some(state)),
             (Answer::Accepted | Answer::AlreadySo, _) => {}
         }
@@ -363,6 +368,7 @@ impl Daemon {
             && let Some(truth) = ground.truths.get_mut(&id)
         {
             truth.injected = 0;
+            truth.stop_wanted &= state == State::Running;
         }
         if !matches!(state, State::Running | State::Sleeping) {
             // The engine forgets a confirm of what cannot sleep.

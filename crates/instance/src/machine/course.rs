@@ -151,6 +151,9 @@ impl Machine {
     }
 
     fn emit(&mut self, now: MonoTime, kind: Kind, out: &mut Vec<Effect>) {
+        if self.has_only_its_image() {
+            return self.begin(now, Plan::Recommit, out);
+        }
         let Some(step) = self.step_of(kind) else {
             // Only a plan that began without its process or image: the records contradict themselves.
             let what = "a step has no process or image to work on".to_owned();

@@ -43,6 +43,12 @@ impl Machine {
             .is_some_and(|image| image.generation == self.record.generation)
     }
 
+    /// Whether a sleep is being taken back whose process ended before it ran on: all that is left is what was saved.
+    pub(super) fn has_only_its_image(&self) -> bool {
+        let back = self.course.is_some_and(|course| course.plan == Plan::Unsleep);
+        back && self.process.is_none() && self.is_saved()
+    }
+
     /// Who wanted the sleep back wants it awake once it has slept.
     fn keep_interrupt(&mut self) {
         if let Some(Turn::Interrupt(why)) = self.turn {
@@ -64,6 +70,7 @@ impl Machine {
 
     /// The image that the record may name is gone: the guest may run.
     pub(super) fn discarded(&mut self) {
+        self.image = None;
         if let Some(process) = self.process {
             let readiness = self.readiness;
             self.record.phase = Phase::Running { process, readiness };

@@ -324,6 +324,12 @@ impl Machine {
                 // State and memory are complete: the process is not needed any more.
                 Plan::Sleep if matches!(kind, Kind::Commit | Kind::LetGo) => return,
                 Plan::Doubt | Plan::Recommit => return,
+                // It has not run on, and nobody has discarded what was saved of it.
+                Plan::Unsleep
+                    if kind == Kind::WriteRunning && self.is_saved() && ended != Turn::PoweredOff =>
+                {
+                    return;
+                }
                 Plan::Sleep
                 | Plan::Unsleep
                 | Plan::Readopt
