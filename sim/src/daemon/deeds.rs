@@ -198,6 +198,11 @@ impl Daemon {
             // A part of it may be gone.
             truth.committed = None;
         }
+        let burial = matches!(step, Step::Write(record) if matches!(record.phase, Phase::Failed { .. }));
+        if burial && let Some(truth) = ground.truths.get_mut(&id) {
+            // The next daemon finds the record of a process that this one ended.
+            truth.crashed = true;
+        }
         let happens = match step {
             Step::Write(_) | Step::RemoveRecord => {
                 ground.tally.writes_unknown += 1;

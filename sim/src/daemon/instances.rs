@@ -315,7 +315,9 @@ impl Daemon {
         let commits = matches!(step, Step::Write(record)
             if matches!(record.phase, dormouse_instance::machine::Phase::Standby { .. }))
             && instance.machine.state() == State::Sleeping;
-        if commits && instance.engine_sleep && !self.told_clear {
+        // Without a process there is nothing to keep awake, only something to keep.
+        let sleeps = !ground.host.of(id).is_empty();
+        if commits && sleeps && instance.engine_sleep && !self.told_clear {
             ground.broken(
                 Invariant::BlindHolds,
                 format!("a blind engine's sleep of {id} commits"),

@@ -20,7 +20,10 @@ impl Machine {
             Rest::Awake => (self.write_unknown && self.process.is_some()).then_some(Plan::NoteReady),
             // Before all else: nothing is done to an image while a process may have it.
             Rest::Asleep if self.owed => Some(Plan::Leftover),
-            Rest::Asleep if self.lost.is_some() => self.write_unknown.then_some(Plan::Amend),
+            Rest::Asleep if self.lost.is_some() => {
+                let recorded = matches!(self.record.phase, Phase::Cold { .. });
+                (self.write_unknown || !recorded).then_some(Plan::Amend)
+            }
             Rest::Asleep => {
                 let image = self.image?;
                 // A copy may take the place of one that a record still names: the record first.

@@ -344,6 +344,8 @@ impl Machine {
         if !unknown && let Some(before) = self.phase_before.take() {
             self.record.phase = before;
         }
+        self.write_unknown |=
+            unknown && matches!(kind, Kind::WriteSpilled | Kind::WriteImage | Kind::WriteCold);
         // Nobody asks for the proof any more once a caller joined who wants this sleep whatever arrives.
         let rule = if kind == Kind::Prove && !self.trigger.yields_to_traffic() {
             OnFailure::Skip
@@ -367,7 +369,6 @@ impl Machine {
                 if let StepFailure::Untrusted { lost, .. } = failure {
                     self.lose_image(now, (**lost).clone(), out);
                 } else {
-                    self.write_unknown |= unknown && matches!(kind, Kind::WriteSpilled | Kind::WriteImage);
                     self.put_off(now);
                 }
             }
@@ -468,7 +469,7 @@ impl Machine {
                 }
             }
             Plan::Wake => {
-                self.write_unknown |= unknown && matches!(kind, Kind::MarkConsumed | Kind::WriteImage);
+                self.write_unknown |= unknown && kind == Kind::MarkConsumed;
                 self.unwoken = self.unwoken_by(kind, failure);
                 self.begin(now, Plan::Unwake, out);
             }

@@ -241,7 +241,9 @@ impl Plan {
             Self::Unwake if matches!(step, Kind::UnmarkConsumed) => OnFailure::RetryThenSkip,
             // A sleeper without a link is not heard when it is knocked for; its image is as good as before, and the
             // wake that somebody asks for makes the link.
-            Self::Leftover | Self::Forget if matches!(step, Kind::AttachLink) => OnFailure::RetryThenSkip,
+            Self::Leftover if matches!(step, Kind::AttachLink) => OnFailure::RetryThenSkip,
+            // By policy it sleeps on, whatever of this cannot be done: the boot that follows does it again.
+            Self::Forget if !matches!(step, Kind::LetGo) => OnFailure::RetryThenSkip,
             // What was committed is kept: a process that cannot be ended now is ended later.
             Self::LetGo | Self::Unwake | Self::Leftover | Self::Forget if matches!(step, Kind::LetGo) => {
                 OnFailure::RetryThenOwe
