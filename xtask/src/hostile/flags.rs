@@ -1,7 +1,10 @@
 //! Flags and keys that a person writes: the programs say what is wrong, and end.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::process::Command;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
 
@@ -54,6 +57,43 @@ const KEYS: &[(&str, &str)] = &[
     ("\u{0}", ""),
 ];
 
+/// What the daemon's environment has, and the word that the complaint must have.
+const VARIABLES: &[(&str, &[u8], &str)] = &[
+    ("DORMOUSE_NO_SUCH_KEY", b"1", "no_such_key"),
+    ("DORMOUSE_NETWROK__IPV4_POOL", b"10.0.0.0/16", "netwrok"),
+    ("DORMOUSE_NETWORK__IPV4_POLL", b"10.0.0.0/16", "ipv4_poll"),
+    ("DORMOUSE_NETWORK", b"10.0.0.0/16", "network"),
+    ("DORMOUSE_NETWORK__IPV4_POOL__X", b"1", "network.ipv4_pool"),
+    ("DORMOUSE_NETWORK__IPV4_POOL", b"garbage", "network.ipv4_pool"),
+    ("DORMOUSE_NETWORK__IPV4_POOL", b"", "network.ipv4_pool"),
+    ("DORMOUSE_NETWORK__IPV4_POOL", b"\xff\xfe", "network.ipv4_pool"),
+    (
+        "DORMOUSE_NETWORK__NAME_SERVERS",
+        b"[\"10.0.0.53\"",
+        "network.name_servers",
+    ),
+    ("DORMOUSE_HYPERVISOR__FIRST_UID", b"-1", "hypervisor.first_uid"),
+    ("DORMOUSE_HYPERVISOR__UID_COUNT", b"many", "hypervisor.uid_count"),
+    ("DORMOUSE_MEMORY__TMPFS_SIZE", b"1e99", "memory.tmpfs_size"),
+    ("DORMOUSE_STANDBY__SYNC_INTERVAL", b"\n", "standby.sync_interval"),
+    ("DORMOUSE_DATA_DIRECTORY", b"../../etc", "data_directory"),
+    ("DORMOUSE_", b"1", ""),
+    ("DORMOUSE___", b"1", ""),
+];
+
+/// Addresses of a daemon that the command line finds in its environment; each must end with 125 and words.
+const HOSTS: &[&[u8]] = &[
+    b"nonsense",
+    b"unix://",
+    b"unix://relative.sock",
+    b"unix:///nonexistent.sock",
+    b"http://[::1",
+    b"tcp://nobody",
+    b"tcp://127.0.0.1:99999",
+    b"\xff\xfe",
+    b"unix:///dev/null",
+];
+
 /// What the command line is given; it must end with 125 and words.
 const LINES: &[&[&str]] = &[
     &["run"],
@@ -86,14 +126,13 @@ pub(crate) fn run(bed: &mut Bed) -> Result<()> {
             .arg(&file)
             .output()
             .context("starting the daemon")?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
         // sysexits(3): EX_USAGE.
-        let right = output.status.code() == Some(64) && said.contains(word) && said.len() > 20;
-        let fault = (!right).then(|| format!("{}: {said}", output.status));
+        let fault = refusal(&output, 64, word);
         bed.tally
             .note(AREA, &format!("the configuration {text:?}"), fault);
     }
     fs::remove_file(&file)?;
+    variables(bed, &daemon)?;
     let client = daemon.with_file_name("dormouse");
     let socket = format!(
         "unix://{}",
@@ -117,6 +156,43 @@ pub(crate) fn run(bed: &mut Bed) -> Result<()> {
         };
         bed.tally
             .note(AREA, &format!("dormouse {}", words.join(" ")), fault);
+    }
+    hosts(bed, &client)
+}
+
+/// Whether an end says what is wrong: its status, a word of it, and more than that.
+fn refusal(output: &Output, status: i32, word: &str) -> Option<String> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let right = output.status.code() == Some(status) && said.contains(word) && said.len() > 20;
+    (!right).then(|| format!("{}: {said}", output.status))
+}
+
+/// The daemon's environment.
+fn variables(bed: &mut Bed, daemon: &Path) -> Result<()> {
+    for (name, value, word) in VARIABLES {
+        let output = Command::new(daemon)
+            .arg("--check")
+            .env(name, OsStr::from_bytes(value))
+            .output()
+            .context("starting the daemon")?;
+        let shown = value.escape_ascii();
+        // sysexits(3): EX_USAGE.
+        bed.tally
+            .note(AREA, &format!("{name}={shown}"), refusal(&output, 64, word));
+    }
+    Ok(())
+}
+
+/// The command line's.
+fn hosts(bed: &mut Bed, client: &Path) -> Result<()> {
+    for value in HOSTS {
+        let output = Command::new(client)
+            .arg("ps")
+            .env("DORMOUSE_HOST", OsStr::from_bytes(value))
+            .output()
+            .context("starting the command line")?;
+        let name = format!("DORMOUSE_HOST={}", value.escape_ascii());
+        bed.tally.note(AREA, &name, refusal(&output, 125, "error"));
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The configuration as a person writes it. Unknown keys are errors.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
@@ -228,6 +229,10 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
         }
         figment = figment.merge(Toml::file(path));
     }
+    let nameless = nameless(std::env::vars_os());
+    if !nameless.is_empty() {
+        return Err(ConfigError { problems: nameless });
+    }
     figment
         .merge(
             Env::prefixed("DORMOUSE_")
@@ -241,6 +246,19 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
                 .map(|error| Problem::new(&error.path.join("."), error.kind.to_string()))
                 .collect(),
         })
+}
+
+/// Variables of ours that leave out a part of a key: the layer below takes them for nobody's.
+fn nameless(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<Problem> {
+    let ours = variables.filter_map(|(name, _)| {
+        let name = name.into_string().ok()?;
+        let key = name.strip_prefix("DORMOUSE_")?;
+        key.split("__").any(str::is_empty).then(|| {
+            let what = "is no key: a part of it is empty";
+            Problem::new(&name, what.to_owned())
+        })
+    });
+    ours.collect()
 }
 
 /// Whether a variable, its prefix gone, is meant for the daemon: the command line and the tests have
@@ -259,6 +277,22 @@ fn is_ours(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_variable_without_a_whole_key_is_an_error() {
+        let of = |name: &str| nameless(std::iter::once((name.into(), "1".into()))).len();
+        for name in [
+            "DORMOUSE_",
+            "DORMOUSE___",
+            "DORMOUSE_NETWORK__",
+            "DORMOUSE___IPV4_POOL",
+        ] {
+            assert_eq!(of(name), 1, "{name}");
+        }
+        for name in ["DORMOUSE_NETWORK__IPV4_POOL", "DORMOUSE", "DORMOUSELY__", "PATH"] {
+            assert_eq!(of(name), 0, "{name}");
+        }
+    }
 
     #[test]
     fn files_override_defaults_and_unknown_keys_are_errors() {
