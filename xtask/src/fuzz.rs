@@ -34,7 +34,7 @@ const SLOWEST_SECONDS: u64 = 10;
 const LARGEST_MIB: u64 = 1024;
 
 /// How long a build may take: a check of everything has an hour.
-const BUILT_WITHIN: Duration = Duration::from_secs(300);
+const BUILT_WITHIN: Duration = Duration::from_secs(360);
 
 /// How long after its time a target may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
