@@ -81,18 +81,19 @@ const VARIABLES: &[(&str, &[u8], &str)] = &[
     ("DORMOUSE___", b"1", ""),
 ];
 
-/// Addresses of a daemon that the command line finds in its environment; each must end with 125 and words.
-const HOSTS: &[&[u8]] = &[
-    b"nonsense",
-    b"unix://",
-    b"unix://relative.sock",
-    b"unix:///nonexistent.sock",
-    b"http://[::1",
-    b"tcp://nobody",
-    b"tcp://127.0.0.1:99999",
-    b"\xff\xfe",
-    b"unix:///dev/null",
+/// Addresses of a daemon that the command line finds in its environment; each must end with 125 and this code.
+const HOSTS: &[(&[u8], &str)] = &[
+    (b"nonsense", NO_ADDRESS),
+    (b"unix://", NO_ADDRESS),
+    (b"unix://relative.sock", NO_ADDRESS),
+    (b"http://[::1", NO_ADDRESS),
+    (b"tcp://nobody", NO_ADDRESS),
+    (b"tcp://127.0.0.1:99999", NO_ADDRESS),
+    (b"\xff\xfe", NO_ADDRESS),
+    (b"unix:///nonexistent.sock", "CLIENT_DAEMON_ABSENT"),
+    (b"unix:///dev/null", "CLIENT_DAEMON_ABSENT"),
 ];
+const NO_ADDRESS: &str = "CLIENT_ADDRESS_INVALID";
 
 /// What the command line is given; it must end with 125 and words.
 const LINES: &[&[&str]] = &[
@@ -111,6 +112,7 @@ const LINES: &[&[&str]] = &[
     &["image", "rm", "nobody"],
     &["wait", "--timeout", "never", "nobody"],
     &["no-such-verb"],
+    &["--host", "", "ps"],
     &["--host", "tcp://127.0.0.1:1", "ps"],
     &["--host", "unix:///nonexistent.sock", "ps"],
 ];
@@ -185,14 +187,14 @@ fn variables(bed: &mut Bed, daemon: &Path) -> Result<()> {
 
 /// The command line's.
 fn hosts(bed: &mut Bed, client: &Path) -> Result<()> {
-    for value in HOSTS {
+    for (value, word) in HOSTS {
         let output = Command::new(client)
             .arg("ps")
             .env("DORMOUSE_HOST", OsStr::from_bytes(value))
             .output()
             .context("starting the command line")?;
         let name = format!("DORMOUSE_HOST={}", value.escape_ascii());
-        bed.tally.note(AREA, &name, refusal(&output, 125, "error"));
+        bed.tally.note(AREA, &name, refusal(&output, 125, word));
     }
     Ok(())
 }
