@@ -320,7 +320,12 @@ mod tests {
         std::fs::write(&file, wrong).unwrap();
         let error = load(Some(&file)).unwrap_err();
         let told: Vec<_> = (error.problems.iter())
-            .map(|problem| (problem.key.as_str(), problem.what.split([':', '(']).next().unwrap()))
+            .map(|problem| {
+                (
+                    problem.key.as_str(),
+                    problem.what.split([':', '(']).next().unwrap(),
+                )
+            })
             .collect();
         assert_eq!(
             told,
@@ -333,7 +338,12 @@ mod tests {
             ]
         );
         let file_named = file.display().to_string();
-        assert!(error.problems.iter().all(|problem| problem.what.contains(&file_named)));
+        assert!(
+            error
+                .problems
+                .iter()
+                .all(|problem| problem.what.contains(&file_named))
+        );
         std::fs::write(&file, "[network").unwrap();
         assert_eq!(load(Some(&file)).unwrap_err().problems[0].key, file_named);
         assert!(load(Some(&scratch.path().join("none"))).is_err());
