@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result};
 
 use super::bed::Bed;
+use super::guests::small;
 
 const AREA: &str = "flags";
 
@@ -159,7 +160,42 @@ pub(crate) fn run(bed: &mut Bed) -> Result<()> {
         bed.tally
             .note(AREA, &format!("dormouse {}", words.join(" ")), fault);
     }
+    ambiguous(bed, &client, &socket)?;
     hosts(bed, &client)
+}
+
+/// What begins the ids of two: nothing is done to either, and the complaint has both names.
+fn ambiguous(bed: &mut Bed, client: &Path, socket: &str) -> Result<()> {
+    bed.import_guest_image()?;
+    let mut ids = Vec::new();
+    for name in ["first", "second"] {
+        let mut request = small(name);
+        request.start = false;
+        ids.push(bed.create(request)?.id);
+    }
+    // Made within the same minute: the time is the first part of an id.
+    let beginning = ids
+        .first()
+        .and_then(|id| id.get(..4))
+        .context("a short id")?
+        .to_owned();
+    for words in [&["inspect"][..], &["rm", "-f"], &["wake"], &["logs"], &["stop"]] {
+        let before = bed.picture()?;
+        let output = Command::new(client)
+            .args(words)
+            .arg(&beginning)
+            .env("DORMOUSE_HOST", socket)
+            .output()
+            .context("starting the command line")?;
+        let fault = refusal(&output, 125, "INSTANCE_AMBIGUOUS")
+            .or_else(|| refusal(&output, 125, "first"))
+            .or_else(|| refusal(&output, 125, "second"))
+            .or_else(|| (bed.picture().ok()? != before).then(|| "something changed".to_owned()));
+        let name = format!("dormouse {} with the beginning of two ids", words.join(" "));
+        bed.tally.note(AREA, &name, fault);
+    }
+    bed.remove("first")?;
+    bed.remove("second")
 }
 
 /// Whether an end says what is wrong: its status, a word of it, and more than that.
