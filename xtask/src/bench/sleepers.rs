@@ -5,6 +5,7 @@
 //! what it left, made while no daemon runs.
 
 mod figures;
+mod refusals;
 mod thresholds;
 
 use std::collections::BTreeSet;
@@ -73,7 +74,9 @@ pub(crate) fn run(count: u32, idle: u64, json: Option<&Path>) -> Result<ExitCode
     costs(&mut lab, &guests, empty, &mut figures)?;
     silence(&lab, "switches_idle_sleepers", idle, &mut figures)?;
     let socket = scan(&mut lab, &guests, &mut figures)?;
-    wakes(&mut lab, &guests, &socket, &mut figures)?;
+    let woken = wakes(&mut lab, &guests, &socket, &mut figures)?;
+    let (awake, asleep): (Vec<_>, Vec<_>) = guests.iter().partition(|guest| woken.contains(&guest.id));
+    refusals::wait_for_memory(&mut lab, &awake, &asleep, &mut figures)?;
     // The instances go with their directories: removing each through the API is another bench's matter.
     lab.kill_daemon()?;
     end(lab, &mut figures, LINE)?;
@@ -389,8 +392,8 @@ fn take_back(parked: &BTreeSet<IpAddr>, left: &BTreeSet<IpAddr>) -> Result<()> {
     Ok(())
 }
 
-/// Wakes some by what waited for them, some one by one, many at once.
-fn wakes(lab: &mut Lab, guests: &[Guest], scan: &Scan, figures: &mut Figures) -> Result<()> {
+/// Wakes some by what waited for them, some one by one, many at once. Returns the ids of all of them.
+fn wakes(lab: &mut Lab, guests: &[Guest], scan: &Scan, figures: &mut Figures) -> Result<BTreeSet<String>> {
     lab.start_daemon()?;
     let answered = collect(&scan.sockets, &scan.left)?;
     figures.count("parked_unanswered", (scan.left.len() - answered) as u64);
@@ -414,13 +417,14 @@ fn wakes(lab: &mut Lab, guests: &[Guest], scan: &Scan, figures: &mut Figures) ->
         println!("{silent} of {} did not answer\n{}", crowd.len(), lab.log_tail());
     }
     figures.check_count(LINE, "wakes_unanswered", 0);
-    let woken: BTreeSet<&String> = spread(guests, LEFT_PARKED, 3)
+    let woken: BTreeSet<String> = spread(guests, LEFT_PARKED, 3)
         .chain(spread(guests, SINGLE_WAKES, 5))
         .chain(crowd.iter().copied())
-        .map(|guest| &guest.id)
+        .map(|guest| guest.id.clone())
         .collect();
     tick(Duration::from_secs(1));
-    check_states(lab, guests.len(), woken.len(), figures)
+    check_states(lab, guests.len(), woken.len(), figures)?;
+    Ok(woken)
 }
 
 /// Waits for the answers of all in `left`; how many came.
