@@ -113,7 +113,10 @@ impl Hierarchy {
     pub fn group(&self, name: &str) -> Result<Group, CgroupError> {
         let path = self.root.join(name);
         make_directory(&path)?;
-        Ok(Group { path })
+        Ok(Group {
+            version: self.version,
+            path,
+        })
     }
 
     /// The names of all groups that exist under our directory.
@@ -192,23 +195,43 @@ fn remove_directory(path: &Path) -> Result<(), CgroupError> {
     }
 }
 
+/// A way into a group, for a process that is being started.
+#[derive(Debug)]
+pub enum Entrance {
+    /// The directory of a group of v2, where a process can be born (`clone3(2)`, `CLONE_INTO_CGROUP`).
+    Directory(File),
+    /// The `cgroup.procs` of a group of v1, to which the process writes `0` before its exec.
+    Members(File),
+}
+
 /// One workload's group.
 #[derive(Debug, Clone)]
 pub struct Group {
+    version: Version,
     path: PathBuf,
 }
 
 impl Group {
-    /// The descriptor to which a process writes `0` before its exec, to be born inside.
+    /// The way in for a process that is being started.
     ///
     /// # Errors
     /// When the group is gone.
-    pub fn entrance(&self) -> Result<File, CgroupError> {
-        let path = self.path.join("cgroup.procs");
-        OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .map_err(|source| CgroupError::Write { path, source })
+    pub fn entrance(&self) -> Result<Entrance, CgroupError> {
+        let fail = |path: &Path| {
+            let path = path.to_owned();
+            |source| CgroupError::Write { path, source }
+        };
+        match self.version {
+            Version::V2 => {
+                let directory = File::open(&self.path).map_err(fail(&self.path))?;
+                Ok(Entrance::Directory(directory))
+            }
+            Version::V1Memory => {
+                let path = self.path.join("cgroup.procs");
+                let members = OpenOptions::new().write(true).open(&path).map_err(fail(&path))?;
+                Ok(Entrance::Members(members))
+            }
+        }
     }
 
     /// The pids in the group.

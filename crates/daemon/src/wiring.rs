@@ -19,7 +19,7 @@ use dormouse_hypervisor::qemu::{QemuConfig, QemuDriver};
 use dormouse_hypervisor::{Accelerator, Driver, KeptPrograms, Probe};
 use dormouse_image::{GuestKernel, initrd};
 use dormouse_instance::ledger::{Floors, Ledger};
-use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, Layout};
+use dormouse_instance::rooms::{Background, Clock, Gateways, GuestBoot, Layout};
 use dormouse_instance::{InstanceEvent, Instances, Rooms};
 use dormouse_keeper::{Custodian, KeeperError, Source};
 use dormouse_model::State;
@@ -30,7 +30,6 @@ use dormouse_network::{AddressPool, DataPlane, KnockStream, NetworkConfig};
 use dormouse_store::{Damage, Store, StoreError};
 use dormouse_sys::netns::Namespace;
 use dormouse_sys::spawn::Identity;
-use tokio::sync::Semaphore;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
@@ -120,8 +119,7 @@ pub async fn join(
         boot,
         boot_timeout: config.boot_timeout,
         boot_id: host::boot_id()?,
-        settling: Arc::new(Semaphore::new(SETTLING)),
-        spilling: Arc::new(Semaphore::new(SPILLING)),
+        background: Background::new(SETTLING, SPILLING),
     });
     let (instances, changes) = recover(config, Arc::clone(&rooms), &mut tasks).await?;
     let engine_rooms = EngineRooms {

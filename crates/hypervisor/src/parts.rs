@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use dormouse_model::{Bytes, MacAddress, WorkloadId};
+use dormouse_sys::spawn::CgroupEntrance;
 pub use dormouse_sys::spawn::Identity;
 
 use crate::kept::ProgramPart;
@@ -45,8 +46,8 @@ pub struct Parts {
     pub log: OwnedFd,
     /// Whom the monitor runs as; `None`: as this process.
     pub identity: Option<Identity>,
-    /// `cgroup.procs` files of the groups that it joins first; several under cgroup v1.
-    pub cgroups: Vec<OwnedFd>,
+    /// The groups that it starts in; several under cgroup v1.
+    pub cgroups: Vec<CgroupEntrance>,
     /// Namespaces that it enters. An empty network namespace, one for all, keeps it off the network: what
     /// it needs it holds by descriptor.
     pub namespaces: Vec<OwnedFd>,

@@ -17,7 +17,7 @@ use dormouse_hypervisor::{
 };
 use dormouse_model::{Bytes, MacAddress, WorkloadId};
 use dormouse_sys::netns::Namespace;
-use dormouse_sys::spawn::Identity;
+use dormouse_sys::spawn::{CgroupEntrance, Identity};
 
 const PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
 
@@ -187,7 +187,7 @@ impl Full {
                 .unwrap()
                 .into(),
             identity: identity(),
-            cgroups: vec![self.file("procs", 0).into()],
+            cgroups: vec![CgroupEntrance::Members(self.file("procs", 0).into())],
             namespaces: vec![File::open(self.path("net")).unwrap().into()],
         }
     }

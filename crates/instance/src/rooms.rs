@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use crate::ledger::Ledger;
 use crate::machine::{BootId, Limits, Settings, SpillPolicy};
 use crate::memory::{GiveBack, GuestRam, ImageFiles};
+use crate::trust::pace::Precedence;
 
 /// Where files are.
 #[derive(Debug, Clone)]
@@ -196,6 +197,29 @@ pub trait IdleProof: Send + Sync + std::fmt::Debug {
     }
 }
 
+/// The bounds of work in the background.
+#[derive(Debug)]
+pub struct Background {
+    /// How many sleepers' memory is read at a time.
+    pub settling: Arc<Semaphore>,
+    /// How many sleepers' memory is copied to disk at a time.
+    pub spilling: Arc<Semaphore>,
+    /// Lets wakes go first.
+    pub precedence: Arc<Precedence>,
+}
+
+impl Background {
+    /// So many at a time of each.
+    #[must_use]
+    pub fn new(settling: usize, spilling: usize) -> Self {
+        Self {
+            settling: Arc::new(Semaphore::new(settling)),
+            spilling: Arc::new(Semaphore::new(spilling)),
+            precedence: Arc::default(),
+        }
+    }
+}
+
 /// Everything that an instance's task works with.
 #[derive(Debug)]
 pub struct Rooms {
@@ -228,10 +252,8 @@ pub struct Rooms {
     /// This boot of the host, as the kernel writes it (`/proc/sys/kernel/random/boot_id`): memory images of
     /// another one are looked at anew.
     pub boot_id: String,
-    /// How many sleepers' memory is read at a time in the background.
-    pub settling: Arc<Semaphore>,
-    /// How many sleepers' memory is copied to disk at a time.
-    pub spilling: Arc<Semaphore>,
+    /// What is done with sleepers' memory while nobody waits.
+    pub background: Background,
     /// Addresses that workloads may have; cloned once by the registry.
     pub pool: AddressPool,
     /// What `auto` placement means here.

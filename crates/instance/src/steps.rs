@@ -218,7 +218,10 @@ impl StepContext {
             Step::Settle { image } => self.settle(image).await,
             Step::Verify { image } => self.verify(image).await,
             Step::Restore { image } => unless_cut(&Arc::clone(&self.cut), self.restore(image)).await,
-            Step::Resume => self.vm()?.resume().await.map(plain).map_err(|e| failure(&e)),
+            Step::Resume => {
+                self.rooms.background.precedence.claim(machine_parts::WAKE);
+                self.vm()?.resume().await.map(plain).map_err(|e| failure(&e))
+            }
             Step::Greet => self.greet().await,
             Step::Shutdown { grace } => self.shutdown(grace).await,
             Step::ReleaseLink => self.release_link().await,

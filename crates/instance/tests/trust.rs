@@ -15,6 +15,7 @@ use dormouse_instance::rooms::Layout;
 use dormouse_instance::trust::TrustError;
 use dormouse_instance::trust::check::Check;
 use dormouse_instance::trust::manifest::{Manifest, MonitorPart};
+use dormouse_instance::trust::pace::Pace;
 use dormouse_instance::trust::seal::Seal;
 use dormouse_model::spec::Placement;
 use dormouse_model::{Bytes, Fault as _, Generation, ImagePart, PartFault, WorkloadId};
@@ -103,7 +104,8 @@ impl Bed {
     }
 
     fn settle(&self, image: MemoryImage, boot: BootId) -> Result<MemoryImage, TrustError> {
-        self.check(image, boot).settle(&AtomicBool::new(false))
+        self.check(image, boot)
+            .settle(&Pace::straight(&AtomicBool::new(false)))
     }
 }
 
@@ -211,7 +213,10 @@ fn memory_outlives_its_boot_once_it_was_settled() {
 fn a_comparison_can_be_cut_short() {
     let bed = asleep();
     let cut = AtomicBool::new(true);
-    let error = bed.check(bed.image, HERE).settle(&cut).unwrap_err();
+    let error = bed
+        .check(bed.image, HERE)
+        .settle(&Pace::straight(&cut))
+        .unwrap_err();
     assert_eq!(error.code(), "SNAPSHOT_CUT_SHORT");
 }
 

@@ -14,6 +14,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::pidfd::PidFd;
 
+mod birth;
 mod child;
 
 pub use child::Step;
@@ -29,6 +30,15 @@ pub struct Identity {
     pub uid: u32,
     /// Real, effective and saved group id.
     pub gid: u32,
+}
+
+/// A way into a control group.
+#[derive(Debug)]
+pub enum CgroupEntrance {
+    /// The open directory of a group of cgroup v2: the process is born there.
+    Directory(OwnedFd),
+    /// The open `cgroup.procs` of a group of cgroup v1: the process moves there, which takes milliseconds.
+    Members(OwnedFd),
 }
 
 /// What to start.
@@ -49,9 +59,9 @@ pub struct Program<'a> {
     /// Supplementary groups, for `identity` only: a group that may open a device the program cannot be
     /// handed. Usually none.
     pub groups: &'a [u32],
-    /// Open `cgroup.procs` files of the groups to join before the program starts, so that all that it
-    /// ever uses is counted there.
-    pub cgroups: &'a [BorrowedFd<'a>],
+    /// The groups to be in before the program starts, so that all that it ever uses is counted there; at
+    /// most one is of cgroup v2.
+    pub cgroups: &'a [CgroupEntrance],
     /// Open namespaces to enter (setns(2)): an empty network namespace keeps the program off the network
     /// and leaves it the sockets and taps that it is handed.
     pub namespaces: &'a [BorrowedFd<'a>],
@@ -95,7 +105,7 @@ pub enum SpawnError {
 }
 
 /// Starts `program`. Returns when the kernel has loaded it, typically after one millisecond; joining a
-/// cgroup can take tens, so call it where blocking is allowed.
+/// group of cgroup v1 can take tens, so call it where blocking is allowed.
 ///
 /// # Errors
 /// Says which step failed; no process is left.
@@ -145,12 +155,6 @@ fn above(file: OwnedFd, count: usize) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// The child borrows our memory instead of copying its page tables, 0.2 ms instead of 1.5 ms. The price:
-/// when the child changes its user, the kernel makes this process undumpable (`prctl(2)`,
-/// `PR_SET_DUMPABLE`), which also keeps that user from tracing the child while it can see our memory.
-/// Nobody may set it back.
-const FLAGS: i32 = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-
 /// Bytes of stack for the child: it calls a dozen shallow functions.
 const STACK: usize = 64 << 10;
 
@@ -165,21 +169,12 @@ fn start(plan: &child::Plan<'_>) -> io::Result<(u32, PidFd)> {
         Some(&all),
         Some(&mut before),
     )?;
-    let mut raw_pidfd: RawFd = -1;
-    // SAFETY: the stack's end, 16-byte aligned, is within one allocation that outlives the child's use.
-    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
     let argument = std::ptr::from_ref(plan).cast_mut().cast();
-    // SAFETY: `run` makes only system calls on the plan and its own stack; this thread sleeps until the
-    // child has executed or exited (CLONE_VFORK), so both outlive it. The kernel writes the pidfd.
-    let pid = unsafe { libc::clone(child::run, top.cast(), FLAGS, argument, &raw mut raw_pidfd) };
-    let failed = io::Error::last_os_error();
+    // SAFETY: `run` makes only system calls on the plan and its own stack and ends the process; this thread
+    // sleeps until the child has executed or exited, so both outlive it.
+    let born = unsafe { birth::give_birth(&mut stack, plan.birthplace(), child::run, argument) };
     before.thread_set_mask()?;
-    let pid = u32::try_from(pid).map_err(|_| failed)?;
-    // SAFETY: CLONE_PIDFD just made this descriptor for us.
-    Ok((
-        pid,
-        PidFd::from_descriptor(unsafe { OwnedFd::from_raw_fd(raw_pidfd) }),
-    ))
+    born
 }
 
 #[cfg(test)]
@@ -338,7 +333,7 @@ mod tests {
         // Any file shows what would reach a cgroup.procs file.
         let path = std::env::temp_dir().join(format!("dormouse-procs-{}", std::process::id()));
         let file = File::create_new(&path).unwrap();
-        let groups = [file.as_fd()];
+        let groups = [CgroupEntrance::Members(file.into())];
         let (_, writer) = nix::unistd::pipe().unwrap();
         let program = Program {
             path: c"/bin/true",
@@ -356,6 +351,44 @@ mod tests {
         let said = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(said, "0");
+    }
+
+    #[test]
+    fn a_process_is_born_in_its_group() {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let unified = mounts
+            .lines()
+            .find(|line| line.contains(" - cgroup2 "))
+            .and_then(|line| line.split(' ').nth(4));
+        let (Some(unified), true) = (unified, nix::unistd::geteuid().is_root()) else {
+            println!("skipped: a_process_is_born_in_its_group: needs root and a mounted cgroup2");
+            return;
+        };
+        let name = format!("dormouse-spawn-{}", std::process::id());
+        let directory = std::path::Path::new(unified).join(&name);
+        std::fs::create_dir(&directory).unwrap();
+        let groups = [CgroupEntrance::Directory(File::open(&directory).unwrap().into())];
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let program = Program {
+            path: c"/bin/cat",
+            arguments: &[c"cat".into(), c"/proc/self/cgroup".into()],
+            environment: &[],
+            descriptors: &[],
+            output: writer.as_fd(),
+            identity: None,
+            groups: &[],
+            cgroups: &groups,
+            namespaces: &[],
+            refuse_fallocate: false,
+        };
+        let started = spawn(&program).unwrap();
+        drop(writer);
+        let said = std::io::read_to_string(File::from(reader)).unwrap();
+        let mut ended = [PollFd::new(started.pidfd.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut ended, 5_000_u16), Ok(1));
+        started.pidfd.exit().unwrap();
+        std::fs::remove_dir(&directory).unwrap();
+        assert!(said.contains(&name), "{said}");
     }
 
     #[test]
@@ -410,12 +443,16 @@ mod tests {
             panic!("must fail")
         };
         assert_eq!((step, source.raw_os_error()), (Step::Execute, Some(libc::ENOENT)));
-        let groups = [reader.as_fd()];
+        let groups = [CgroupEntrance::Members(reader.try_clone().unwrap())];
         program.cgroups = &groups;
         let Err(SpawnError::Child { step, .. }) = spawn(&program) else {
             panic!("must fail")
         };
         assert_eq!(step, Step::JoinCgroup);
+        // Not a directory of a hierarchy.
+        let groups = [CgroupEntrance::Directory(File::open("/").unwrap().into())];
+        program.cgroups = &groups;
+        assert!(matches!(spawn(&program), Err(SpawnError::Prepare { .. })));
         let many = [reader.as_fd(); 65];
         program.descriptors = &many;
         assert!(matches!(spawn(&program), Err(SpawnError::Prepare { .. })));

@@ -86,6 +86,27 @@ impl Call {
     }
 }
 
+/// A standby that yields: the last packets of a conversation that was just paused are traffic, which it says;
+/// then it is asked for again, as its code says, until the caller's patience ends.
+async fn spill(client: &Client, instance: String) -> Result<(), ClientError> {
+    loop {
+        let request = v1::StandbyInstanceRequest {
+            instance: instance.clone(),
+            yield_to_traffic: true,
+            ..Default::default()
+        };
+        match client.instances().standby_instance(request).await {
+            Ok(_) => return Ok(()),
+            Err(status) => {
+                let error = ClientError::from(status);
+                if error.code() != "INSTANCE_INTERRUPTED" {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
 async fn ask(client: &Client, act: Act, subject: &Subject) -> Result<(), ClientError> {
     let instance = subject.name.clone();
     match act {
@@ -120,14 +141,14 @@ async fn ask(client: &Client, act: Act, subject: &Subject) -> Result<(), ClientE
             };
             client.instances().start_instance(request).await?;
         }
-        Act::Standby | Act::Spill => {
+        Act::Standby => {
             let request = v1::StandbyInstanceRequest {
                 instance,
-                yield_to_traffic: act == Act::Spill,
                 ..Default::default()
             };
             client.instances().standby_instance(request).await?;
         }
+        Act::Spill => spill(client, instance).await?,
         Act::Wake => {
             let request = v1::WakeInstanceRequest {
                 instance,

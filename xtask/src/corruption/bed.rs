@@ -14,7 +14,7 @@ use dormouse_hypervisor::{Driver as _, KeptPrograms};
 use dormouse_image::ImageError;
 use dormouse_instance::ledger::{Floors, Ledger};
 use dormouse_instance::machine::{BootId, Removal};
-use dormouse_instance::rooms::{Clock, Gateways, GuestCommand, IdleProof, Layout};
+use dormouse_instance::rooms::{Background, Clock, Gateways, GuestCommand, IdleProof, Layout};
 use dormouse_instance::view::{InstanceView, SnapshotView};
 use dormouse_instance::{Images, Instances, Rooms};
 use dormouse_keeper::Custodian;
@@ -26,7 +26,6 @@ use dormouse_store::backend::Backend as _;
 use dormouse_store::sqlite::{Options, SqliteBackend};
 use dormouse_store::{Store, StoreError};
 use dormouse_sys::netns::Namespace;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::change::{Case, Crossing, Kind, Part, flip};
@@ -264,8 +263,7 @@ impl Bed {
             layout: layout.clone(),
             clock: Arc::new(Clock),
             boot_id: boot.to_owned(),
-            settling: Arc::new(Semaphore::new(1)),
-            spilling: Arc::new(Semaphore::new(1)),
+            background: Background::new(1, 1),
             pool: AddressPool::new(config.ipv4_pool, config.ipv6_prefix),
             placement: Placement::Spill,
             gateways: Gateways {

@@ -16,6 +16,7 @@ use dormouse_instance::rooms::Layout;
 use dormouse_instance::trust::check::Check;
 use dormouse_instance::trust::digest;
 use dormouse_instance::trust::manifest::{MANIFEST_VERSION, MonitorPart, frame};
+use dormouse_instance::trust::pace::Pace;
 use dormouse_instance::trust::seal::Seal;
 use dormouse_instance::view::{InstanceView, SnapshotView};
 use dormouse_model::policy::PolicySetting;
@@ -159,7 +160,7 @@ impl Sleeper {
                 image: sleeper.image,
                 boot,
             };
-            sleeper.image = check.settle(&AtomicBool::new(false))?;
+            sleeper.image = check.settle(&Pace::straight(&AtomicBool::new(false)))?;
         }
         sleeper.remembered.life = sleeper.life(sleeper.image);
         Ok(sleeper)
@@ -178,13 +179,17 @@ impl Sleeper {
         let mut head = vec![0; usize::try_from(digest::HEAD)?];
         disk.read_exact_at(&mut head, 0)?;
         let mut pages = Vec::new();
-        digest::read_data(memory, &AtomicBool::new(false), |offset, chunk| {
-            let first = offset / digest::PAGE as u64;
-            for (number, page) in (first..).zip(chunk.chunks(digest::PAGE)) {
-                pages.push((number, page.to_vec()));
-            }
-            Ok(())
-        })?;
+        digest::read_data(
+            memory,
+            &Pace::straight(&AtomicBool::new(false)),
+            |offset, chunk| {
+                let first = offset / digest::PAGE as u64;
+                for (number, page) in (first..).zip(chunk.chunks(digest::PAGE)) {
+                    pages.push((number, page.to_vec()));
+                }
+                Ok(())
+            },
+        )?;
         self.stale = Stale {
             record: old.to_record(),
             state: fs::read(self.layout.state_file(self.id, 1))?,
@@ -354,7 +359,7 @@ impl Sleeper {
             }
             Kind::Zero => {
                 let mut data = Vec::new();
-                digest::read_data(&open()?, &AtomicBool::new(false), |offset, _| {
+                digest::read_data(&open()?, &Pace::straight(&AtomicBool::new(false)), |offset, _| {
                     data.push(offset);
                     Ok(())
                 })?;
@@ -401,9 +406,11 @@ pub(super) fn copy_over(from: &Path, to: &Path) -> Result<()> {
     let source = File::open(from)?;
     let partial = to.with_extension("copy");
     let sink = new_file(&partial, source.metadata()?.len())?;
-    digest::read_data(&source, &AtomicBool::new(false), |offset, chunk| {
-        sink.write_all_at(chunk, offset)
-    })?;
+    digest::read_data(
+        &source,
+        &Pace::straight(&AtomicBool::new(false)),
+        |offset, chunk| sink.write_all_at(chunk, offset),
+    )?;
     fs::rename(partial, to).context("putting a copy in its place")
 }
 

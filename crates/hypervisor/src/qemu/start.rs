@@ -261,7 +261,6 @@ fn spawn_monitor(plan: &Plan) -> Result<Newborn, DriverError> {
         .into_iter()
         .filter_map(|variable| CString::new(variable).ok())
         .collect();
-    let cgroups: Vec<_> = plan.parts.cgroups.iter().map(AsFd::as_fd).collect();
     let namespaces: Vec<_> = plan.parts.namespaces.iter().map(AsFd::as_fd).collect();
     let started = spawn(&Program {
         path: &path,
@@ -271,7 +270,7 @@ fn spawn_monitor(plan: &Plan) -> Result<Newborn, DriverError> {
         output: plan.parts.log.as_fd(),
         identity: plan.parts.identity,
         groups: &plan.groups,
-        cgroups: &cgroups,
+        cgroups: &plan.parts.cgroups,
         namespaces: &namespaces,
         refuse_fallocate: plan.parts.ram.sharing == Sharing::Private,
     });

@@ -10,7 +10,7 @@ use dormouse_cgroup::Hierarchy;
 use dormouse_hypervisor::{Driver as _, KeptPrograms};
 use dormouse_image::ImageError;
 use dormouse_instance::ledger::{Floors, Ledger};
-use dormouse_instance::rooms::{Clock, Gateways, GuestBoot, GuestCommand, IdleProof, Layout};
+use dormouse_instance::rooms::{Background, Clock, Gateways, GuestBoot, GuestCommand, IdleProof, Layout};
 use dormouse_instance::{Images, Instances, Rooms};
 use dormouse_keeper::Custodian;
 use dormouse_model::spec::Placement;
@@ -18,7 +18,6 @@ use dormouse_model::{InstanceSpec, WorkloadId};
 use dormouse_network::{AddressPool, DataPlane, LinkCounters, NetworkConfig};
 use dormouse_store::Store;
 use dormouse_sys::netns::Namespace;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::Outcome;
@@ -150,8 +149,7 @@ impl World {
             }),
             boot_timeout: Duration::from_secs(20),
             boot_id: boot_id.to_owned(),
-            settling: Arc::new(Semaphore::new(2)),
-            spilling: Arc::new(Semaphore::new(2)),
+            background: Background::new(2, 2),
             kept: Arc::new(KeptPrograms::new(disk.join("data/vmm"))),
         };
         let (instances, notices) = Instances::recover(Arc::new(rooms)).await?;

@@ -5,13 +5,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormouse_model::{Bytes, Digest, Fault, Kind, WorkloadId};
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::plan::{GuestRam, Home};
 use crate::trust::digest::{MemoryDigest, Read, read_data};
+use crate::trust::pace::Pace;
 
 /// Where the images of all guests are.
 #[derive(Debug, Clone)]
@@ -143,7 +143,7 @@ pub struct Spill<'a> {
     /// Who shall own the disk file.
     pub uid: u32,
     /// Set by a wake: stop and leave tmpfs the truth.
-    pub cancelled: &'a AtomicBool,
+    pub pace: Pace<'a>,
 }
 
 /// How a spill ended.
@@ -214,7 +214,7 @@ impl Spill<'_> {
         let mut digest = MemoryDigest::of(Bytes(size));
         let mut copied = 0;
         let mut failed = None;
-        let read = read_data(&source, self.cancelled, |offset, chunk| {
+        let read = read_data(&source, &self.pace, |offset, chunk| {
             digest.take(offset, chunk);
             copied += chunk.len() as u64;
             sink.write_all_at(chunk, offset).map_err(|error| {
@@ -230,7 +230,7 @@ impl Spill<'_> {
             (Ok(Read::Whole), None) => {}
         }
         sink.sync_data().map_err(write_fail)?;
-        if self.cancelled.load(Ordering::Acquire) {
+        if self.pace.is_cut() {
             return Ok(SpillEnd::Cancelled);
         }
         Ok(SpillEnd::Durable {
@@ -331,6 +331,8 @@ impl Fault for MemoryError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
     use dormouse_model::spec::Placement;
 
@@ -362,7 +364,7 @@ mod tests {
             files: &files,
             id,
             uid: own_uid(),
-            cancelled: &cancelled,
+            pace: Pace::straight(&cancelled),
         };
         let SpillEnd::Durable {
             copied,
@@ -382,7 +384,7 @@ mod tests {
         back.read_exact_at(&mut word, Bytes::mib(40).0).unwrap();
         assert_eq!(&word, b"high");
         assert_eq!(inode, back.metadata().unwrap().ino());
-        let found = crate::trust::digest::of_memory(&back, &cancelled).unwrap();
+        let found = crate::trust::digest::of_memory(&back, &Pace::straight(&cancelled)).unwrap();
         assert_eq!(found, Some(digest), "the copy is what was read");
         assert!(files.occupied(id, Home::Disk) < Bytes::mib(1));
     }
@@ -402,7 +404,7 @@ mod tests {
             files: &files,
             id,
             uid: own_uid(),
-            cancelled: &cancelled,
+            pace: Pace::straight(&cancelled),
         };
         assert_eq!(spill.run().unwrap(), SpillEnd::Cancelled);
         assert_eq!(

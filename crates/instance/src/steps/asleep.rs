@@ -2,6 +2,7 @@
 //! compared after one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -9,6 +10,12 @@ use super::{Change, Outcome, StepContext, blocking, distrust, failure, plain};
 use crate::machine::{Done, Kept, MemoryImage, Settled, StepFailure};
 use crate::memory::{GuestRam, Home, Spill, SpillEnd};
 use crate::trust::check::Check;
+use crate::trust::pace::Pace;
+
+/// How long a copy to disk lets wakes go first, in all: the memory it is of must be given back soon.
+const COPY_PATIENCE: Duration = Duration::from_secs(2);
+/// How long comparing does: nobody waits for it.
+const COMPARE_PATIENCE: Duration = Duration::from_secs(60);
 
 impl StepContext {
     /// Copies memory to disk, with its digest: what was copied is settled at once.
@@ -16,18 +23,19 @@ impl StepContext {
         let id = self.remembered.view.id;
         let files = self.rooms.layout.images();
         let (uid, cut) = (self.remembered.uid, Arc::clone(&self.cut));
+        let precedence = Arc::clone(&self.rooms.background.precedence);
         let ram = self.remembered.view.memory;
         let copy = move || {
             let spill = Spill {
                 files: &files,
                 id,
                 uid,
-                cancelled: cut.flag(),
+                pace: Pace::behind(cut.flag(), &precedence, COPY_PATIENCE),
             };
             spill.run().map_err(|error| failure(&error))
         };
         // Copies take threads that wakes need too: so many at a time, in the order in which they fell asleep.
-        let turn = self.turn(&self.rooms.spilling).await?;
+        let turn = self.turn(&self.rooms.background.spilling).await?;
         let copied = self.alone(copy).await?;
         drop(turn);
         match copied {
@@ -64,8 +72,8 @@ impl StepContext {
     /// In the background, behind other sleepers: reading memory must not keep the host's disk from those
     /// that somebody waits for.
     pub(super) async fn settle(self, image: MemoryImage) -> Outcome {
-        let turn = self.turn(&self.rooms.settling).await?;
-        let outcome = self.compare_memory(image).await;
+        let turn = self.turn(&self.rooms.background.settling).await?;
+        let outcome = self.compare_memory(image, COMPARE_PATIENCE).await;
         drop(turn);
         outcome
     }
@@ -84,17 +92,20 @@ impl StepContext {
 
     /// Now: somebody waits.
     pub(super) async fn verify(self, image: MemoryImage) -> Outcome {
-        self.compare_memory(image).await
+        self.compare_memory(image, Duration::ZERO).await
     }
 
-    async fn compare_memory(&self, image: MemoryImage) -> Outcome {
+    async fn compare_memory(&self, image: MemoryImage, patience: Duration) -> Outcome {
         let began = tokio::time::Instant::now();
         let (layout, id, boot) = (
             self.rooms.layout.clone(),
             self.remembered.view.id,
             self.rooms.boot(),
         );
-        let cut = Arc::clone(&self.cut);
+        let (cut, precedence) = (
+            Arc::clone(&self.cut),
+            Arc::clone(&self.rooms.background.precedence),
+        );
         let settled = blocking(move || {
             let check = Check {
                 layout: &layout,
@@ -102,7 +113,8 @@ impl StepContext {
                 image,
                 boot,
             };
-            check.settle(cut.flag()).map_err(distrust)
+            let pace = Pace::behind(cut.flag(), &precedence, patience);
+            check.settle(&pace).map_err(distrust)
         })
         .await?;
         metrics::histogram!(crate::metrics::SETTLE_SECONDS).record(began.elapsed().as_secs_f64());

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
+use dormouse_cgroup::Entrance;
 use dormouse_hypervisor::{
     BootPart, Deadline, DiskPart, LaunchSpec, OpenError, Parts, ProgramPart, RamPart, SocketPart, TRANSLATION,
 };
@@ -14,7 +15,7 @@ use dormouse_keeper::HeldKind;
 use dormouse_model::error::chain;
 use dormouse_model::{Bytes, ImagePart, Lost, PartFault};
 use dormouse_sys::pidfd::PidFd;
-use dormouse_sys::spawn::Identity;
+use dormouse_sys::spawn::{CgroupEntrance, Identity};
 use nix::sys::signal::Signal;
 
 use super::{
@@ -39,6 +40,9 @@ const EMPTY_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// How often, and after which pause, the removal of a group is tried whose processes are gone.
 const GONE_TRIES: u32 = 50;
 const GONE_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
+
+/// How long a wake goes before background reading: until its guest has answered, usually.
+pub(super) const WAKE: std::time::Duration = std::time::Duration::from_millis(500);
 
 impl StepContext {
     /// Makes the folders and the writable disk; a disk that exists is kept.
@@ -104,6 +108,7 @@ impl StepContext {
 
     /// Loads `image` into a new process; the guest stays paused.
     pub(super) async fn restore(self, image: MemoryImage) -> Outcome {
+        self.rooms.background.precedence.claim(WAKE);
         let view = &self.remembered.view;
         let home = match image.kept {
             Kept::Resident { .. } => Home::Tmpfs,
@@ -236,7 +241,10 @@ impl StepContext {
             .cgroups
             .group(&id.mark())
             .map_err(|error| failure(&error))?;
-        let entrance = group.entrance().map_err(|error| failure(&error))?;
+        let entrance = match group.entrance().map_err(|error| failure(&error))? {
+            Entrance::Directory(directory) => CgroupEntrance::Directory(directory.into()),
+            Entrance::Members(members) => CgroupEntrance::Members(members.into()),
+        };
         Ok(Parts {
             program: None,
             ram: RamPart {
@@ -263,7 +271,7 @@ impl StepContext {
             console: open_log(&layout.console_log(id))?.into(),
             log: open_log(&layout.vmm_log(id))?.into(),
             identity: Some(Identity { uid, gid: uid }),
-            cgroups: vec![entrance.into()],
+            cgroups: vec![entrance],
             namespaces: vec![self.vmm_namespace()?],
         })
     }

@@ -8,11 +8,11 @@ use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use dormouse_model::{Bytes, Digest, ImagePart, Lost, PartFault, WorkloadId};
 
 use super::manifest::{MOST, Manifest, MonitorPart, Shape};
+use super::pace::Pace;
 use super::{TrustError, digest};
 use crate::machine::{BootId, Kept, MemoryImage, Settled};
 use crate::memory::Home;
@@ -196,8 +196,8 @@ impl Check<'_> {
     /// has settled is flushed and its digest taken; what an earlier boot settled is compared.
     ///
     /// # Errors
-    /// When it is not what it should be, when it cannot be read, or when `cut` was set meanwhile.
-    pub fn settle(&self, cut: &AtomicBool) -> Result<MemoryImage, TrustError> {
+    /// When it is not what it should be, when it cannot be read, or when it was cut short meanwhile.
+    pub fn settle(&self, pace: &Pace<'_>) -> Result<MemoryImage, TrustError> {
         const PART: ImagePart = ImagePart::Memory;
         let path = self.layout.images().path(self.id, Home::Disk);
         let fail = |source| TrustError::of(PART, &path, source);
@@ -221,7 +221,7 @@ impl Check<'_> {
             self.same_mount(&self.manifest()?, &file, &path)?;
             file.sync_data().map_err(fail)?;
         }
-        let found = memory_digest(&file, &path, cut)?;
+        let found = memory_digest(&file, &path, pace)?;
         if let Settled::At(wanted) = self.image.settled {
             same_digest(PART, found, wanted)?;
         }
@@ -234,9 +234,9 @@ impl Check<'_> {
     }
 }
 
-fn memory_digest(file: &File, path: &Path, cut: &AtomicBool) -> Result<Digest, TrustError> {
+fn memory_digest(file: &File, path: &Path, pace: &Pace<'_>) -> Result<Digest, TrustError> {
     let found =
-        digest::of_memory(file, cut).map_err(|source| TrustError::of(ImagePart::Memory, path, source))?;
+        digest::of_memory(file, pace).map_err(|source| TrustError::of(ImagePart::Memory, path, source))?;
     found.ok_or_else(|| TrustError::CutShort {
         path: path.to_owned(),
     })

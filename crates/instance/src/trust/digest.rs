@@ -8,12 +8,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormouse_model::{Bytes, Digest};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use sha2::{Digest as _, Sha256};
+
+use super::pace::Pace;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -93,7 +94,7 @@ pub enum Read {
 /// The first of the file, or of `take`.
 pub fn read_data(
     file: &File,
-    cut: &AtomicBool,
+    pace: &Pace<'_>,
     mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<Read> {
     let length = file.metadata()?.len();
@@ -105,7 +106,7 @@ pub fn read_data(
         let mut position = (start / page * page).max(at);
         let end = end.div_ceil(page).saturating_mul(page).min(length);
         while position < end {
-            if cut.load(Ordering::Acquire) {
+            if !pace.goes_on() {
                 return Ok(Read::CutShort);
             }
             let wanted = usize::try_from(end - position).unwrap_or(CHUNK).min(CHUNK);
@@ -123,9 +124,9 @@ pub fn read_data(
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn of_memory(file: &File, cut: &AtomicBool) -> io::Result<Option<Digest>> {
+pub fn of_memory(file: &File, pace: &Pace<'_>) -> io::Result<Option<Digest>> {
     let mut digest = MemoryDigest::of(Bytes(file.metadata()?.len()));
-    let read = read_data(file, cut, |offset, chunk| {
+    let read = read_data(file, pace, |offset, chunk| {
         digest.take(offset, chunk);
         Ok(())
     })?;
@@ -150,6 +151,8 @@ fn next_extent(file: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
     use proptest::prelude::*;
     use std::io::Write as _;
@@ -166,11 +169,16 @@ mod tests {
     fn a_hole_and_zeros_are_the_same_memory() {
         let mut bytes = vec![0; 40 * PAGE];
         bytes[7 * PAGE + 5] = 1;
-        let written = of_memory(&file(&bytes), &GO_ON).unwrap().unwrap();
+        let written = of_memory(&file(&bytes), &Pace::straight(&GO_ON))
+            .unwrap()
+            .unwrap();
         let sparse = file(&[]);
         sparse.set_len(bytes.len() as u64).unwrap();
         sparse.write_all_at(&[1], 7 * PAGE as u64 + 5).unwrap();
-        assert_eq!(of_memory(&sparse, &GO_ON).unwrap(), Some(written));
+        assert_eq!(
+            of_memory(&sparse, &Pace::straight(&GO_ON)).unwrap(),
+            Some(written)
+        );
         // Golden: another result would strand every settled image.
         assert_eq!(written.short(), "dc388b301c2647ba");
     }
@@ -180,7 +188,9 @@ mod tests {
         let digest = |length: usize, at: usize| {
             let mut bytes = vec![0; length * PAGE];
             bytes[at * PAGE] = 1;
-            of_memory(&file(&bytes), &GO_ON).unwrap().unwrap()
+            of_memory(&file(&bytes), &Pace::straight(&GO_ON))
+                .unwrap()
+                .unwrap()
         };
         assert_ne!(digest(4, 0), digest(5, 0));
         assert_ne!(digest(4, 0), digest(4, 1));
@@ -189,7 +199,7 @@ mod tests {
     #[test]
     fn it_can_be_cut_short() {
         let cut = AtomicBool::new(true);
-        assert_eq!(of_memory(&file(&[1; PAGE]), &cut).unwrap(), None);
+        assert_eq!(of_memory(&file(&[1; PAGE]), &Pace::straight(&cut)).unwrap(), None);
     }
 
     proptest! {
@@ -197,9 +207,9 @@ mod tests {
         fn any_flipped_bit_is_another_memory(at in 0..8 * PAGE, bit in 0_u8..8, fill in any::<u8>()) {
             let mut bytes = vec![0; 8 * PAGE];
             bytes[3 * PAGE..5 * PAGE].fill(fill);
-            let before = of_memory(&file(&bytes), &GO_ON).unwrap();
+            let before = of_memory(&file(&bytes), &Pace::straight(&GO_ON)).unwrap();
             bytes[at] ^= 1 << bit;
-            prop_assert_ne!(of_memory(&file(&bytes), &GO_ON).unwrap(), before);
+            prop_assert_ne!(of_memory(&file(&bytes), &Pace::straight(&GO_ON)).unwrap(), before);
         }
     }
 }

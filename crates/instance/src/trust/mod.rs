@@ -25,10 +25,12 @@
 //! | [`digest`] | SHA-256 of files; the digest of memory, the same for a hole and for zeros |
 //! | [`seal`] | what a sleep writes, and in which order it becomes durable |
 //! | [`check`] | what is compared before a wake |
+//! | [`pace`] | background reading goes behind those who wait for a guest |
 
 pub mod check;
 pub mod digest;
 pub mod manifest;
+pub mod pace;
 pub mod seal;
 
 use std::io;

@@ -11,9 +11,9 @@
 
 use std::ffi::{CString, c_char, c_int, c_long, c_void};
 use std::fmt;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use super::{Identity, Program};
+use super::{CgroupEntrance, Identity, Program};
 
 /// What the new process was doing when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,7 +78,7 @@ pub(super) struct Plan<'a> {
     groups: &'a [u32],
     filter: Option<libc::sock_fprog>,
     /// Keeps what the pointers point at.
-    _program: &'a Program<'a>,
+    program: &'a Program<'a>,
 }
 
 impl<'a> Plan<'a> {
@@ -97,7 +97,12 @@ impl<'a> Plan<'a> {
             arguments: terminated(program.arguments),
             environment: terminated(program.environment),
             sources: [null, output, output].into_iter().chain(own).collect(),
-            cgroups: program.cgroups.iter().map(AsRawFd::as_raw_fd).collect(),
+            cgroups: (program.cgroups.iter())
+                .filter_map(|entrance| match entrance {
+                    CgroupEntrance::Members(procs) => Some(procs.as_raw_fd()),
+                    CgroupEntrance::Directory(_) => None,
+                })
+                .collect(),
             namespaces: program.namespaces.iter().map(AsRawFd::as_raw_fd).collect(),
             report,
             identity: program.identity,
@@ -106,8 +111,16 @@ impl<'a> Plan<'a> {
                 len: 8,
                 filter: REFUSE_FALLOCATE.as_ptr().cast_mut(),
             }),
-            _program: program,
+            program,
         }
+    }
+
+    /// Where the child is to be born, if that can be said.
+    pub(super) fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        self.program.cgroups.iter().find_map(|entrance| match entrance {
+            CgroupEntrance::Directory(directory) => Some(directory.as_fd()),
+            CgroupEntrance::Members(_) => None,
+        })
     }
 }
 
