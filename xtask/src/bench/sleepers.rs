@@ -22,7 +22,7 @@ use super::{begin, end};
 use crate::build;
 use crate::figures::{Figures, Row, Samples};
 use crate::lab::{
-    Guest, GuestSpec, ImageFile, ImageRun, Lab, Parts, Settings, UDP_PORT, tick, wait_given_back,
+    Guest, GuestSpec, ImageFile, ImageRun, Lab, Parts, Settings, UDP_PORT, cpu_ms, tick, wait_given_back,
 };
 use crate::setup::Need;
 use figures::{kernel_memory, resident, voluntary_switches};
@@ -188,16 +188,21 @@ fn costs(lab: &mut Lab, guests: &[Guest], empty: u64, figures: &mut Figures) -> 
     let each = |bytes: u64| bytes as f64 / guests.len() as f64;
     let kernel_before = kernel_memory()?;
     let mut first = Samples::default();
-    first.push(start(lab, guests)?);
-    figures.row(Row::new("start_to_serving_first", "ms", &first).param("sleepers", guests.len()));
+    let (took, cpu) = start(lab, guests)?;
+    first.push(took);
+    let row = Row::new("start_to_serving_first", "ms", &first);
+    figures.row(row.param("sleepers", guests.len()).cpu_ms(cpu));
     tick(SETTLE);
     let kernel = each(kernel_memory()?.saturating_sub(kernel_before));
-    let mut again = Samples::default();
+    let (mut again, mut cpu) = (Samples::default(), 0.0);
     for _ in 0..STARTS {
         lab.kill_daemon()?;
-        again.push(start(lab, guests)?);
+        let (took, spent) = start(lab, guests)?;
+        again.push(took);
+        cpu += spent / STARTS as f64;
     }
-    figures.row(Row::new("start_to_serving", "ms", &again).param("sleepers", guests.len()));
+    let row = Row::new("start_to_serving", "ms", &again);
+    figures.row(row.param("sleepers", guests.len()).cpu_ms(cpu));
     let slowest = again.quantile(1.0).max(first.quantile(1.0));
     figures.check_at_most(
         LINE,
@@ -229,13 +234,15 @@ fn costs(lab: &mut Lab, guests: &[Guest], empty: u64, figures: &mut Figures) -> 
     Ok(())
 }
 
-/// From the start of the process until a Get of the last sleeper is answered, in ms.
-fn start(lab: &mut Lab, guests: &[Guest]) -> Result<f64> {
+/// From the start of the process until a Get of the last sleeper is answered, in ms; and what the daemon
+/// has used of processors by then, likewise.
+fn start(lab: &mut Lab, guests: &[Guest]) -> Result<(f64, f64)> {
     let last = guests.last().context("there are no sleepers")?;
     let begun = Instant::now();
     lab.start_daemon()?;
     let view = lab.view(last)?;
     let took = begun.elapsed().as_secs_f64() * 1e3;
+    let cpu = cpu_ms(lab.daemon_pid(), true);
     ensure!(
         view.state() == InstanceState::Standby,
         "{} is {} ({})\n{}",
@@ -244,7 +251,7 @@ fn start(lab: &mut Lab, guests: &[Guest]) -> Result<f64> {
         view.state_reason,
         lab.log_tail()
     );
-    Ok(took)
+    Ok((took, cpu))
 }
 
 /// Counts states through the API.
