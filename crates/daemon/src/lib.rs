@@ -71,6 +71,7 @@ pub async fn run(
     stop: CancellationToken,
     mut activation: Activation,
 ) -> Result<Ending, DaemonError> {
+    dormouse_sys::memory::keep_little_free();
     let manager = activation.manager.clone();
     manager
         .tell(&[News::Status("taking over what an earlier daemon left")])

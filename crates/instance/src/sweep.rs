@@ -33,25 +33,20 @@ pub(crate) struct Owners {
 }
 
 impl Owners {
-    /// The owners behind the keys of sound records, and whether others are set aside.
-    pub(crate) fn new<'a>(
-        keys: impl IntoIterator<Item = &'a dormouse_store::Key>,
-        others_set_aside: bool,
-    ) -> Self {
-        let mut owners = Self {
-            anybody: others_set_aside,
-            ..Self::default()
-        };
-        for key in keys {
-            match key.workload() {
-                Some(id) => {
-                    owners.marks.insert(id.mark());
-                    owners.ids.insert(id);
-                }
-                None => owners.anybody = true,
+    /// The owner behind the key of a sound record.
+    pub(crate) fn enter(&mut self, key: &dormouse_store::Key) {
+        match key.workload() {
+            Some(id) => {
+                self.marks.insert(id.mark());
+                self.ids.insert(id);
             }
+            None => self.anybody = true,
         }
-        owners
+    }
+
+    /// Others are set aside.
+    pub(crate) const fn others(&mut self) {
+        self.anybody = true;
     }
 
     /// Whether something called `name` is what is left of an instance: named by an id that nobody has.
@@ -204,27 +199,32 @@ mod tests {
     use super::*;
     use dormouse_store::Key;
 
+    fn owners<const N: usize>(keys: [Key; N]) -> Owners {
+        let mut owners = Owners::default();
+        keys.iter().for_each(|key| owners.enter(key));
+        owners
+    }
+
     #[test]
     fn only_what_names_nobodys_instance_is_left() {
         let [owner, gone] = [
             WorkloadId::from_bits(7 << 80 | 5),
             WorkloadId::from_bits(9 << 80 | 6),
         ];
-        let owners = Owners::new(&[Key::from(owner)], false);
-        assert!(owners.left_by_id(&gone.to_string()));
-        assert!(!owners.left_by_id(&owner.to_string()));
-        assert!(owners.left_by_mark(&gone.mark()));
-        assert!(!owners.left_by_mark(&owner.mark()));
+        let known = owners([Key::from(owner)]);
+        assert!(known.left_by_id(&gone.to_string()));
+        assert!(!known.left_by_id(&owner.to_string()));
+        assert!(known.left_by_mark(&gone.mark()));
+        assert!(!known.left_by_mark(&owner.mark()));
         for foreign in ["", "lost+found", "web", "tap", "../x", "ILOU000000"] {
-            assert!(!owners.left_by_id(foreign), "{foreign}");
-            assert!(!owners.left_by_mark(foreign), "{foreign}");
+            assert!(!known.left_by_id(foreign), "{foreign}");
+            assert!(!known.left_by_mark(foreign), "{foreign}");
         }
         // A record set aside under a key that is no id may be of any of them.
         // So may one whose key has an id: that may be what is damaged.
-        for unsure in [
-            Owners::new(&[Key::from(owner), Key::from("?")], false),
-            Owners::new(&[Key::from(owner)], true),
-        ] {
+        let mut aside = known;
+        aside.others();
+        for unsure in [owners([Key::from(owner), Key::from("?")]), aside] {
             assert!(!unsure.left_by_id(&gone.to_string()) && !unsure.left_by_mark(&gone.mark()));
         }
     }

@@ -82,6 +82,54 @@ pub struct Tally {
     pub bytes: u64,
 }
 
+/// Records of one kind as they are kept, in one piece of memory: thousands that are read and given up one by
+/// one would leave holes between what is made of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rows {
+    bytes: Vec<u8>,
+    /// Where key and value of each end.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Rows {
+    /// Adds a record behind the others.
+    pub fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        let end_of_key = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.ends.push((end_of_key, self.bytes.len()));
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Key and value of the record with this number; the first has 0.
+    #[must_use]
+    pub fn get(&self, number: usize) -> Option<(&[u8], &[u8])> {
+        let &(end_of_key, end) = self.ends.get(number)?;
+        let before = number.checked_sub(1).and_then(|before| self.ends.get(before));
+        let start = before.map_or(0, |&(_, end)| end);
+        Some((
+            self.bytes.get(start..end_of_key)?,
+            self.bytes.get(end_of_key..end)?,
+        ))
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        (0..self.len()).filter_map(|number| self.get(number))
+    }
+}
+
 /// Where records are kept.
 ///
 /// Calls from one task take effect in the order in which they were made. A call that is dropped
@@ -92,7 +140,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
     async fn read(&self, kind: RecordKind, key: Key) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// All of a kind, in the order of their keys.
-    async fn read_all(&self, kind: RecordKind) -> Result<Vec<(Key, Vec<u8>)>, StoreError>;
+    async fn read_all(&self, kind: RecordKind) -> Result<Rows, StoreError>;
 
     /// Makes all changes or none; returns when they are durable.
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError>;

@@ -35,8 +35,8 @@ pub mod record;
 pub mod sqlite;
 mod store;
 
-pub use backend::{Backend, Newer, Report, Tally};
+pub use backend::{Backend, Newer, Report, Rows, Tally};
 pub use batch::Batch;
 pub use error::{Cause, StoreError};
 pub use record::{Damage, DamageReason, Key, Record, RecordKind};
-pub use store::{Listing, Store};
+pub use store::{Listing, Scan, Store};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use crate::backend::{Backend, Change, Report, Tally};
+use crate::backend::{Backend, Change, Report, Rows, Tally};
 use crate::error::StoreError;
 use crate::record::{Damage, Key, RecordKind};
 
@@ -38,12 +38,13 @@ impl Backend for MemoryBackend {
         Ok(self.content().records.get(&(kind, key)).cloned())
     }
 
-    async fn read_all(&self, kind: RecordKind) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+    async fn read_all(&self, kind: RecordKind) -> Result<Rows, StoreError> {
         let content = self.content();
-        let of_kind = content.records.iter().filter(|((found, _), _)| *found == kind);
-        Ok(of_kind
-            .map(|((_, key), bytes)| (key.clone(), bytes.clone()))
-            .collect())
+        let mut rows = Rows::default();
+        for ((_, key), bytes) in content.records.iter().filter(|((found, _), _)| *found == kind) {
+            rows.push(key.bytes(), bytes);
+        }
+        Ok(rows)
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::backend::{Backend, Change, Report, Tally};
+use crate::backend::{Backend, Change, Report, Rows, Tally};
 use crate::error::StoreError;
 use crate::record::{Damage, Key, RecordKind};
 use writer::{Request, Writer};
@@ -141,7 +141,7 @@ impl Backend for SqliteBackend {
         self.ask(|answer| Request::Read { kind, key, answer }).await
     }
 
-    async fn read_all(&self, kind: RecordKind) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+    async fn read_all(&self, kind: RecordKind) -> Result<Rows, StoreError> {
         self.ask(|answer| Request::ReadAll { kind, answer }).await
     }
 

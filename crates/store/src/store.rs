@@ -1,11 +1,12 @@
 //! The typed front of a backend.
 
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
-use crate::backend::{Backend, Report, Tally};
+use crate::backend::{Backend, Report, Rows, Tally};
 use crate::batch::{Batch, check_key};
 use crate::error::StoreError;
 use crate::memory::MemoryBackend;
@@ -31,6 +32,27 @@ pub struct Listing<R> {
     /// The damaged ones, now set aside where the disk takes that; each stays in every listing until its key is
     /// deleted.
     pub damaged: Vec<Damage>,
+}
+
+/// The records of a kind that a [`Store::scan`] found, as bytes in one piece of memory.
+#[derive(Debug)]
+pub struct Scan<R> {
+    rows: Rows,
+    /// The damaged ones, as in a [`Listing`].
+    pub damaged: Vec<Damage>,
+    record: PhantomData<fn() -> R>,
+}
+
+impl<R: Record> Scan<R> {
+    /// The record with this number, read again; `None` for one that was not sound or is not there.
+    #[must_use]
+    pub fn get(&self, number: usize) -> Option<R> {
+        let (key, bytes) = self.rows.get(number)?;
+        match decode(&Key::new(key), bytes) {
+            Decoded::Record(record) => Some(record),
+            Decoded::Newer(_) | Decoded::Damaged(_) => None,
+        }
+    }
 }
 
 impl Store {
@@ -120,30 +142,57 @@ impl Store {
     /// All records of a kind. Damaged ones are set aside and reported; the rest is listed.
     ///
     /// # Errors
-    /// When one is of a newer version, so that an older program never takes a part for the whole;
-    /// or when they cannot be read.
+    /// As [`Self::scan`].
     pub async fn list<R: Record>(&self) -> Result<Listing<R>, StoreError> {
         let mut records = Vec::new();
-        let (mut fresh, mut found) = (Vec::new(), Vec::<Damage>::new());
-        for (key, bytes) in self.backend.read_all(R::KIND).await? {
-            match decode::<R>(&key, &bytes) {
-                Decoded::Record(record) => records.push((key, record)),
+        let scan = self.scan(|_, key, record| records.push((key, record))).await?;
+        Ok(Listing {
+            records,
+            damaged: scan.damaged,
+        })
+    }
+
+    /// Shows all records of a kind to `see`, one after the other, each with its number. Damaged ones are set
+    /// aside and reported. What is returned holds the bytes of the sound ones, to be read once more.
+    ///
+    /// # Errors
+    /// When one is of a newer version, so that an older program never takes a part for the whole: what was
+    /// seen before counts for nothing then. Or when they cannot be read.
+    pub async fn scan<R: Record>(&self, mut see: impl FnMut(usize, Key, R)) -> Result<Scan<R>, StoreError> {
+        let rows = self.backend.read_all(R::KIND).await?;
+        let mut fresh = Vec::new();
+        for (number, (key, bytes)) in rows.iter().enumerate() {
+            let key = Key::new(key);
+            match decode::<R>(&key, bytes) {
+                Decoded::Record(record) => see(number, key, record),
                 Decoded::Newer(found) => return Err(newer::<R>(&key, found)),
-                Decoded::Damaged(reason) => fresh.push((
-                    Damage {
+                Decoded::Damaged(reason) => {
+                    let damage = Damage {
                         kind: R::KIND,
                         key,
                         reason,
-                    },
-                    bytes,
-                )),
+                    };
+                    tracing::error!(kind = %damage.kind, key = %damage.key, reason = reason.as_str(), "record set aside");
+                    fresh.push((damage, bytes.to_vec()));
+                }
             }
         }
+        let damaged = self.put_aside(R::KIND, fresh).await?;
+        Ok(Scan {
+            rows,
+            damaged,
+            record: PhantomData,
+        })
+    }
+
+    /// Sets aside what was found damaged; all of the kind that is damaged.
+    async fn put_aside(
+        &self,
+        kind: RecordKind,
+        fresh: Vec<(Damage, Vec<u8>)>,
+    ) -> Result<Vec<Damage>, StoreError> {
+        let mut found: Vec<Damage> = fresh.iter().map(|(damage, _)| damage.clone()).collect();
         if !fresh.is_empty() {
-            for (damage, _) in &fresh {
-                tracing::error!(kind = %damage.kind, key = %damage.key, reason = damage.reason.as_str(), "record set aside");
-            }
-            found = fresh.iter().map(|(damage, _)| damage.clone()).collect();
             match self.backend.set_aside(fresh).await {
                 // Nobody need listen.
                 Ok(()) => found
@@ -153,11 +202,11 @@ impl Store {
                 Err(error) => tracing::error!(%error, "damaged records stay in their place"),
             }
         }
-        let mut damaged = self.backend.aside(R::KIND).await?;
+        let mut damaged = self.backend.aside(kind).await?;
         // A record whose key is damaged may be out of its order, where no search finds it: it stays.
         found.retain(|damage| !damaged.contains(damage));
         damaged.append(&mut found);
-        Ok(Listing { records, damaged })
+        Ok(damaged)
     }
 
     /// The bytes of a record of this kind that was set aside, for whoever looks for what they still tell.

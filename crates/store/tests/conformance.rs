@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormouse_store::record::{self, DamageReason};
 use dormouse_store::sqlite::{Options, SqliteBackend};
-use dormouse_store::{Backend, Batch, Key, Record, RecordKind, Store, StoreError};
+use dormouse_store::{Backend, Batch, Key, Record, RecordKind, Rows, Store, StoreError};
 
 /// A record of version 1.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -59,7 +59,7 @@ impl Backend for Shared {
     async fn read(&self, kind: RecordKind, key: Key) -> Result<Option<Vec<u8>>, StoreError> {
         self.0.read(kind, key).await
     }
-    async fn read_all(&self, kind: RecordKind) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+    async fn read_all(&self, kind: RecordKind) -> Result<Rows, StoreError> {
         self.0.read_all(kind).await
     }
     async fn commit(&self, changes: Vec<dormouse_store::backend::Change>) -> Result<(), StoreError> {

@@ -276,6 +276,20 @@ pub fn read_process(pid: u32, address: u64, buffer: &mut [u8]) -> io::Result<()>
     Ok(())
 }
 
+/// Freed memory from which on it goes back to the kernel by itself, and the size from which on a block is
+/// mapped alone.
+const KEPT_FREE: libc::c_int = 256 << 10;
+
+/// Keeps the allocator from raising its thresholds, as it does whenever a large block is freed: the free end of
+/// each thread's heap would then grow to megabytes, which [`give_back_freed`] does not reach. For a process
+/// that lives long and does much seldom. To be called when it begins.
+pub fn keep_little_free() {
+    for option in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: takes no pointer; sets a number of the allocator under its own lock (mallopt(3)).
+        let _accepted = unsafe { libc::mallopt(option, KEPT_FREE) };
+    }
+}
+
 /// Gives memory that was freed back to the kernel: after a start that looked at much, or a long listing.
 /// Blocks for some milliseconds.
 pub fn give_back_freed() {

@@ -5,6 +5,7 @@
 //! what it left, made while no daemon runs.
 
 mod figures;
+mod refusals;
 mod thresholds;
 
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ use super::{begin, end};
 use crate::build;
 use crate::figures::{Figures, Row, Samples};
 use crate::lab::{
-    Guest, GuestSpec, ImageFile, ImageRun, Lab, Parts, Settings, UDP_PORT, tick, wait_given_back,
+    Guest, GuestSpec, ImageFile, ImageRun, Lab, Parts, Settings, UDP_PORT, cpu_ms, tick, wait_given_back,
 };
 use crate::setup::Need;
 use figures::{kernel_memory, resident, voluntary_switches};
@@ -73,7 +74,9 @@ pub(crate) fn run(count: u32, idle: u64, json: Option<&Path>) -> Result<ExitCode
     costs(&mut lab, &guests, empty, &mut figures)?;
     silence(&lab, "switches_idle_sleepers", idle, &mut figures)?;
     let socket = scan(&mut lab, &guests, &mut figures)?;
-    wakes(&mut lab, &guests, &socket, &mut figures)?;
+    let woken = wakes(&mut lab, &guests, &socket, &mut figures)?;
+    let (awake, asleep): (Vec<_>, Vec<_>) = guests.iter().partition(|guest| woken.contains(&guest.id));
+    refusals::wait_for_memory(&mut lab, &awake, &asleep, &mut figures)?;
     // The instances go with their directories: removing each through the API is another bench's matter.
     lab.kill_daemon()?;
     end(lab, &mut figures, LINE)?;
@@ -185,16 +188,21 @@ fn costs(lab: &mut Lab, guests: &[Guest], empty: u64, figures: &mut Figures) -> 
     let each = |bytes: u64| bytes as f64 / guests.len() as f64;
     let kernel_before = kernel_memory()?;
     let mut first = Samples::default();
-    first.push(start(lab, guests)?);
-    figures.row(Row::new("start_to_serving_first", "ms", &first).param("sleepers", guests.len()));
+    let (took, cpu) = start(lab, guests)?;
+    first.push(took);
+    let row = Row::new("start_to_serving_first", "ms", &first);
+    figures.row(row.param("sleepers", guests.len()).cpu_ms(cpu));
     tick(SETTLE);
     let kernel = each(kernel_memory()?.saturating_sub(kernel_before));
-    let mut again = Samples::default();
+    let (mut again, mut cpu) = (Samples::default(), 0.0);
     for _ in 0..STARTS {
         lab.kill_daemon()?;
-        again.push(start(lab, guests)?);
+        let (took, spent) = start(lab, guests)?;
+        again.push(took);
+        cpu += spent / STARTS as f64;
     }
-    figures.row(Row::new("start_to_serving", "ms", &again).param("sleepers", guests.len()));
+    let row = Row::new("start_to_serving", "ms", &again);
+    figures.row(row.param("sleepers", guests.len()).cpu_ms(cpu));
     let slowest = again.quantile(1.0).max(first.quantile(1.0));
     figures.check_at_most(
         LINE,
@@ -226,13 +234,15 @@ fn costs(lab: &mut Lab, guests: &[Guest], empty: u64, figures: &mut Figures) -> 
     Ok(())
 }
 
-/// From the start of the process until a Get of the last sleeper is answered, in ms.
-fn start(lab: &mut Lab, guests: &[Guest]) -> Result<f64> {
+/// From the start of the process until a Get of the last sleeper is answered, in ms; and what the daemon
+/// has used of processors by then, likewise.
+fn start(lab: &mut Lab, guests: &[Guest]) -> Result<(f64, f64)> {
     let last = guests.last().context("there are no sleepers")?;
     let begun = Instant::now();
     lab.start_daemon()?;
     let view = lab.view(last)?;
     let took = begun.elapsed().as_secs_f64() * 1e3;
+    let cpu = cpu_ms(lab.daemon_pid(), true);
     ensure!(
         view.state() == InstanceState::Standby,
         "{} is {} ({})\n{}",
@@ -241,7 +251,7 @@ fn start(lab: &mut Lab, guests: &[Guest]) -> Result<f64> {
         view.state_reason,
         lab.log_tail()
     );
-    Ok(took)
+    Ok((took, cpu))
 }
 
 /// Counts states through the API.
@@ -389,8 +399,8 @@ fn take_back(parked: &BTreeSet<IpAddr>, left: &BTreeSet<IpAddr>) -> Result<()> {
     Ok(())
 }
 
-/// Wakes some by what waited for them, some one by one, many at once.
-fn wakes(lab: &mut Lab, guests: &[Guest], scan: &Scan, figures: &mut Figures) -> Result<()> {
+/// Wakes some by what waited for them, some one by one, many at once. Returns the ids of all of them.
+fn wakes(lab: &mut Lab, guests: &[Guest], scan: &Scan, figures: &mut Figures) -> Result<BTreeSet<String>> {
     lab.start_daemon()?;
     let answered = collect(&scan.sockets, &scan.left)?;
     figures.count("parked_unanswered", (scan.left.len() - answered) as u64);
@@ -414,13 +424,14 @@ fn wakes(lab: &mut Lab, guests: &[Guest], scan: &Scan, figures: &mut Figures) ->
         println!("{silent} of {} did not answer\n{}", crowd.len(), lab.log_tail());
     }
     figures.check_count(LINE, "wakes_unanswered", 0);
-    let woken: BTreeSet<&String> = spread(guests, LEFT_PARKED, 3)
+    let woken: BTreeSet<String> = spread(guests, LEFT_PARKED, 3)
         .chain(spread(guests, SINGLE_WAKES, 5))
         .chain(crowd.iter().copied())
-        .map(|guest| &guest.id)
+        .map(|guest| guest.id.clone())
         .collect();
     tick(Duration::from_secs(1));
-    check_states(lab, guests.len(), woken.len(), figures)
+    check_states(lab, guests.len(), woken.len(), figures)?;
+    Ok(woken)
 }
 
 /// Waits for the answers of all in `left`; how many came.

@@ -315,6 +315,11 @@ impl Lab {
         }
     }
 
+    /// Sets a key of the configuration of daemons that are started from now on, by its variable.
+    pub(crate) fn set(&mut self, variable: &str, value: &str) {
+        self.parts.set(variable, value);
+    }
+
     /// Asks the daemon to end, which leaves its guests as they are.
     pub(crate) fn stop_daemon(&mut self) -> Result<()> {
         self.client = None;

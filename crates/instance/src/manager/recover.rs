@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use dormouse_model::error::chain;
 use dormouse_model::{Addresses, WorkloadId};
-use prost::Message;
+use dormouse_store::{Key, Scan};
 use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -18,10 +18,10 @@ use super::{EVENTS, Holdings, Instances, InstancesTask, NOTICES, Registry, Share
 use crate::actor::{Actor, Commons, Rested, settings};
 use crate::adoption::{Facts, Heard};
 use crate::error::InstanceError;
-use crate::machine::{BootId, Done, Effect, Input, Machine, Phase, Step};
-use crate::record::{InstanceRecord, Remembered};
+use crate::machine::{Done, Effect, Input, Machine, Phase, Step};
+use crate::record::{InstanceRecord, RecordError, Remembered};
 use crate::recovery;
-use crate::rooms::{Layout, Rooms};
+use crate::rooms::Rooms;
 use crate::steps::{Parts, has_memory};
 use crate::sweep::{self, Owners};
 
@@ -46,6 +46,22 @@ fn groups(rooms: &Rooms) -> Option<HashSet<String>> {
     }
 }
 
+/// What a first look at all records brings.
+struct Sorted {
+    /// Marks that have a control group.
+    groups: Option<HashSet<String>>,
+    owners: Owners,
+    /// Programs that records name.
+    monitors: BTreeSet<String>,
+    /// Records that contradict themselves, by their numbers.
+    contradictory: Vec<(usize, Key, RecordError)>,
+    /// Those of which no process can be left, by the number of the record.
+    quiet: Vec<usize>,
+    /// Who of them sleeps.
+    parked: Vec<(WorkloadId, Addresses)>,
+    others: Vec<Remembered>,
+}
+
 impl Instances {
     /// The manager over `rooms`, with every recorded instance recovered: what runs is adopted, what
     /// sleeps stays asleep, what was half done is finished or undone by its task.
@@ -53,54 +69,36 @@ impl Instances {
     /// # Errors
     /// When the records cannot be read at all.
     pub async fn recover(rooms: Arc<Rooms>) -> Result<(Self, InstancesTask), InstanceError> {
-        let listing = rooms
-            .store
-            .list::<InstanceRecord>()
-            .await
-            .map_err(|source| InstanceError::Store {
-                what: "all instances".to_owned(),
-                source,
-            })?;
         let (instances, task) = Self::empty(rooms);
-        let keys = listing.records.iter().map(|(key, _)| key);
-        let owners = Owners::new(keys, !listing.damaged.is_empty());
+        let mut sorted = Sorted {
+            groups: groups(&instances.shared.rooms),
+            owners: Owners::default(),
+            monitors: BTreeSet::new(),
+            contradictory: Vec::new(),
+            quiet: Vec::new(),
+            parked: Vec::new(),
+            others: Vec::new(),
+        };
+        let see = |number, key, record| instances.sort(&mut sorted, number, key, record);
+        let scanned = instances.shared.rooms.store.scan(see).await;
+        let mut scan = scanned.map_err(|source| InstanceError::Store {
+            what: "all instances".to_owned(),
+            source,
+        })?;
         // A record that was set aside may name any program.
-        let all_known = listing.damaged.is_empty();
-        let mut remains = instances.set_aside(listing.damaged).await;
-        let groups = groups(&instances.shared.rooms);
-        let (mut quiet, mut others, mut parked) = (Bodies::default(), Vec::new(), Vec::new());
-        let mut monitors = BTreeSet::new();
-        for (key, record) in listing.records {
-            if !monitors.contains(&record.monitor) {
-                monitors.insert(record.monitor.clone());
-            }
-            let mut remembered = match Remembered::from_record(record.clone()) {
-                Ok(remembered) => remembered,
-                Err(error) => {
-                    tracing::error!(%key, %error, "an instance's record contradicts itself");
-                    remains.extend(Remains::of_record(&key, &record, &error));
-                    // Its guest may run: nobody removes the image under it.
-                    let digest = record.image_digest.clone();
-                    let mut registry = instances.shared.registry();
-                    registry.leases.extend(key.workload().map(|id| (id, digest)));
-                    continue;
-                }
-            };
-            remembered.view.revision = instances.shared.rooms.first_revision();
-            instances.enter(&remembered);
-            match &groups {
-                Some(left) if may_rest(&remembered) && !left.contains(&remembered.view.id.mark()) => {
-                    if sleeps(&remembered) {
-                        parked.push((remembered.view.id, remembered.view.addresses));
-                    }
-                    quiet.push(&remembered);
-                }
-                Some(_) | None => others.push(remembered),
-            }
+        let all_known = scan.damaged.is_empty();
+        if !all_known {
+            sorted.owners.others();
         }
-        instances.bring_back_quiet(quiet, parked).await;
+        let mut remains = instances.set_aside(std::mem::take(&mut scan.damaged)).await;
+        for (number, key, error) in sorted.contradictory {
+            remains.extend(instances.contradictory(&key, scan.get(number), &error));
+        }
+        instances
+            .bring_back_quiet(scan, sorted.quiet, sorted.parked)
+            .await;
         let turns = Arc::new(Semaphore::new(LOOKS));
-        let linking: Vec<_> = (others.into_iter())
+        let linking: Vec<_> = (sorted.others.into_iter())
             .map(|remembered| instances.bring_back(remembered, &turns))
             .collect();
         for linked in linking {
@@ -108,10 +106,10 @@ impl Instances {
             let _closed = linked.await;
         }
         instances.keep_damaged(remains).await;
-        sweep::leftovers(&instances.shared.rooms, &owners).await;
+        sweep::leftovers(&instances.shared.rooms, &sorted.owners).await;
         if all_known {
             // Beside the start: nobody waits for it. A record that changes meanwhile names the own program.
-            let rooms = Arc::clone(&instances.shared.rooms);
+            let (rooms, monitors) = (Arc::clone(&instances.shared.rooms), sorted.monitors);
             instances.shared.spawn(async move {
                 if let Err(error) = recovery::sweep_programs(&rooms, monitors).await {
                     tracing::warn!(%error, "programs of monitors not swept");
@@ -119,6 +117,47 @@ impl Instances {
             });
         }
         Ok((instances, task))
+    }
+
+    /// Keeps the image of an instance whose record cannot be believed, and what the record still tells.
+    fn contradictory(
+        &self,
+        key: &Key,
+        record: Option<InstanceRecord>,
+        error: &RecordError,
+    ) -> Option<Remains> {
+        tracing::error!(%key, %error, "an instance's record contradicts itself");
+        let record = record?;
+        let remains = Remains::of_record(key, &record, error);
+        // Its guest may run: nobody removes the image under it.
+        let leased = key.workload().map(|id| (id, record.image_digest));
+        self.shared.registry().leases.extend(leased);
+        remains
+    }
+
+    /// Takes what a record says that its instance has, and says what is to be done for it.
+    fn sort(&self, sorted: &mut Sorted, number: usize, key: Key, record: InstanceRecord) {
+        sorted.owners.enter(&key);
+        if !sorted.monitors.contains(&record.monitor) {
+            sorted.monitors.insert(record.monitor.clone());
+        }
+        let mut remembered = match Remembered::from_record(record) {
+            Ok(remembered) => remembered,
+            Err(error) => return sorted.contradictory.push((number, key, error)),
+        };
+        remembered.view.revision = self.shared.rooms.first_revision();
+        self.enter(&remembered);
+        match &sorted.groups {
+            Some(left) if may_rest(&remembered) && !left.contains(&remembered.view.id.mark()) => {
+                if sleeps(&remembered) {
+                    sorted
+                        .parked
+                        .push((remembered.view.id, remembered.view.addresses));
+                }
+                sorted.quiet.push(number);
+            }
+            Some(_) | None => sorted.others.push(remembered),
+        }
     }
 
     fn empty(rooms: Arc<Rooms>) -> (Self, InstancesTask) {
@@ -194,75 +233,48 @@ impl Instances {
         wait
     }
 
-    /// Brings back those of which no process can be left, a few at a time: the memory that this takes is
-    /// used again for the next, and what stays of each lies close together.
-    async fn bring_back_quiet(&self, mut quiet: Bodies, parked: Vec<(WorkloadId, Addresses)>) {
-        let rooms = &self.shared.rooms;
+    /// Brings back those of which no process can be left, by the numbers of their records.
+    async fn bring_back_quiet(
+        &self,
+        scan: Scan<InstanceRecord>,
+        quiet: Vec<usize>,
+        parked: Vec<(WorkloadId, Addresses)>,
+    ) {
         if !parked.is_empty() {
-            for (id, error) in rooms.network.adopt_parked(parked).await {
+            for (id, error) in self.shared.rooms.network.adopt_parked(parked).await {
                 tracing::error!(instance_id = %id, error = %chain(&error), "link not adopted");
             }
         }
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let (boot, mut looking) = (rooms.boot(), JoinSet::new());
+        let (scan, mut looking) = (Arc::new(scan), JoinSet::new());
+        let mut parts = quiet.chunks(INSTANCES_A_LOOK);
         loop {
-            let part = quiet.next(INSTANCES_A_LOOK, rooms.first_revision());
-            if part.is_empty() || looking.len() >= threads {
-                let looked: Vec<Looked> = match looking.join_next().await {
-                    Some(Ok(looked)) => looked,
-                    Some(Err(error)) => {
-                        // Named where it happened; its instances are not known to this daemon, and untouched.
-                        tracing::error!(%error, "looking at instances' files panicked");
-                        Vec::new()
-                    }
-                    None => return,
-                };
-                for one in looked {
-                    self.lay_down(one);
-                }
-            }
-            if !part.is_empty() {
-                let layout = rooms.layout.clone();
+            while looking.len() < threads
+                && let Some(part) = parts.next()
+            {
+                let (shared, scan, part) = (Arc::clone(&self.shared), Arc::clone(&scan), part.to_vec());
                 looking.spawn_blocking(move || {
                     part.into_iter()
-                        .map(|remembered| Looked::at(&layout, boot, remembered))
-                        .collect()
+                        .filter_map(|number| shared.looked_at(scan.get(number)?))
+                        .collect::<Vec<_>>()
                 });
+            }
+            match looking.join_next().await {
+                Some(Ok(looked)) => looked.into_iter().for_each(|one| self.lay_down(one)),
+                // Named where it happened; its instances are not known to this daemon, and untouched.
+                Some(Err(error)) => tracing::error!(%error, "looking at instances' files panicked"),
+                None => return,
             }
         }
     }
 
-    /// Puts an instance in its place: at rest when all is as its record says, else with a task that sees to
-    /// it.
+    /// Puts an instance in its place: at rest, or with a task that sees to it.
     fn lay_down(&self, looked: Looked) {
-        let rooms = &self.shared.rooms;
-        let Looked {
-            remembered,
-            facts,
-            tidy,
-        } = looked;
-        let id = remembered.view.id;
-        if facts.resident.is_some() {
-            rooms.enter_promises(&remembered, false);
-        }
-        let (mut machine, mut effects) = recovered(rooms, &remembered, &facts);
-        // A sleeper has a link, and one that has stopped has none.
-        if tidy && rooms.network.link(id).is_some() == sleeps(&remembered) {
-            answer_what_is_so(&mut machine, rooms, &mut effects);
-        }
-        let quiet = effects
-            .iter()
-            .all(|effect| matches!(effect, Effect::Publish { .. }))
-            && machine.state() == remembered.view.state;
-        if !quiet {
-            self.revive(machine, remembered, effects);
-            return;
-        }
-        match Rested::new(rooms, &self.shared.commons, machine, remembered) {
-            Ok(rested) => {
+        match looked {
+            Looked::Rests(id, rested) => {
                 self.shared.registry().entries.insert(id, Seat::Resting(rested));
             }
-            Err((machine, remembered)) => self.revive(machine, remembered, effects),
+            Looked::Wants(machine, remembered, effects) => self.revive(*machine, *remembered, effects),
         }
     }
 
@@ -325,64 +337,45 @@ fn answer_what_is_so(machine: &mut Machine, rooms: &Rooms, effects: &mut Vec<Eff
     }
 }
 
-/// What the files say of one that may need nothing.
+/// What one is that may need nothing.
 #[derive(Debug)]
-struct Looked {
-    remembered: Remembered,
-    facts: Facts,
-    /// Whether nothing is there that the record does not speak of.
-    tidy: bool,
+enum Looked {
+    /// All is as its record says.
+    Rests(WorkloadId, Box<Rested>),
+    /// Something is to be done.
+    Wants(Box<Machine>, Box<Remembered>, Vec<Effect>),
 }
 
-impl Looked {
-    /// Blocking: a handful of looks at names.
-    fn at(layout: &Layout, boot: BootId, remembered: Remembered) -> Self {
-        let facts = recovery::facts(layout, &remembered, boot, None, Heard::Answers);
-        let id = remembered.view.id;
+impl Shared {
+    /// Looks at the instance of a record of which no process can be left. Blocking: a handful of looks at
+    /// names. One after the other, so that the memory that this takes is used again for the next, and what
+    /// stays of each lies close together. `None` for a record that contradicts itself, which is known by now.
+    fn looked_at(&self, record: InstanceRecord) -> Option<Looked> {
+        let rooms = &self.rooms;
+        let mut remembered = Remembered::from_record(record).ok()?;
+        remembered.view.revision = rooms.first_revision();
+        let (id, layout) = (remembered.view.id, &rooms.layout);
+        let facts = recovery::facts(layout, &remembered, rooms.boot(), None, Heard::Answers);
+        if facts.resident.is_some() {
+            rooms.enter_promises(&remembered, false);
+        }
+        // Whether nothing is there that the record does not speak of.
         let tidy = !layout.sockets(id).exists() && (sleeps(&remembered) || !has_memory(layout, id));
-        Self {
-            remembered,
-            facts,
-            tidy,
+        let (mut machine, mut effects) = recovered(rooms, &remembered, &facts);
+        // A sleeper has a link, and one that has stopped has none.
+        if tidy && rooms.network.link(id).is_some() == sleeps(&remembered) {
+            answer_what_is_so(&mut machine, rooms, &mut effects);
         }
-    }
-}
-
-/// Records one after the other in one piece of memory, which goes as a whole: ten thousand that are read
-/// and given up in pieces would leave holes between what stays.
-#[derive(Debug, Default)]
-struct Bodies {
-    bytes: Vec<u8>,
-    read: usize,
-}
-
-impl Bodies {
-    fn push(&mut self, remembered: &Remembered) {
-        self.bytes
-            .extend(remembered.to_record().encode_length_delimited_to_vec());
-    }
-
-    /// The next `most`, in order; none at the end.
-    fn next(&mut self, most: usize, revision: u64) -> Vec<Remembered> {
-        let mut rest = self.bytes.get(self.read..).unwrap_or_default();
-        let mut part = Vec::with_capacity(most);
-        while part.len() < most && !rest.is_empty() {
-            let record =
-                InstanceRecord::decode_length_delimited(&mut rest).map_err(|error| error.to_string());
-            let read = |record| Remembered::from_record(record).map_err(|error| error.to_string());
-            match record.and_then(read) {
-                Ok(mut remembered) => {
-                    remembered.view.revision = revision;
-                    part.push(remembered);
-                }
-                // It was written a moment ago.
-                Err(error) => {
-                    tracing::error!(error, "an instance's record is passed over");
-                    rest = &[];
-                }
-            }
+        let quiet = effects
+            .iter()
+            .all(|effect| matches!(effect, Effect::Publish { .. }))
+            && machine.state() == remembered.view.state;
+        if !quiet {
+            return Some(Looked::Wants(Box::new(machine), Box::new(remembered), effects));
         }
-        self.read = self.bytes.len() - rest.len();
-        part
+        Some(match Rested::new(rooms, &self.commons, machine, remembered) {
+            Ok(rested) => Looked::Rests(id, rested),
+            Err((machine, remembered)) => Looked::Wants(Box::new(machine), Box::new(remembered), effects),
+        })
     }
 }

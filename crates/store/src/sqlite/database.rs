@@ -14,7 +14,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, TransactionBehavio
 
 use super::log::{Log, survey};
 use super::opening;
-use crate::backend::{Change, Report};
+use crate::backend::{Change, Report, Rows};
 use crate::error::{Cause, StoreError};
 use crate::record::{Damage, DamageReason, Key, RecordKind};
 
@@ -61,14 +61,17 @@ impl Database {
         })
     }
 
-    pub(super) fn read_all(&self, kind: RecordKind) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+    pub(super) fn read_all(&self, kind: RecordKind) -> Result<Rows, StoreError> {
         let read = || {
-            self.connection
-                .prepare("SELECT key, value FROM records WHERE kind = ?1 ORDER BY key")?
-                .query_map([kind.number()], |row| {
-                    Ok((Key::new(row.get::<_, Vec<u8>>(0)?), row.get(1)?))
-                })?
-                .collect::<Result<Vec<_>, _>>()
+            let mut found = Rows::default();
+            let mut statement = self
+                .connection
+                .prepare("SELECT key, value FROM records WHERE kind = ?1 ORDER BY key")?;
+            let mut rows = statement.query([kind.number()])?;
+            while let Some(row) = rows.next()? {
+                found.push(row.get_ref(0)?.as_blob()?, row.get_ref(1)?.as_blob()?);
+            }
+            Ok(found)
         };
         let listed = read().and_then(|listed| {
             // What a listing went through is not read again soon.

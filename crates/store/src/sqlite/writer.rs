@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::database::Database;
 use super::inspection;
 use super::lock::StoreLock;
-use crate::backend::{Change, Report, Tally};
+use crate::backend::{Change, Report, Rows, Tally};
 use crate::error::StoreError;
 use crate::record::{Damage, Key, RecordKind};
 
@@ -24,7 +24,7 @@ pub(super) enum Request {
     },
     ReadAll {
         kind: RecordKind,
-        answer: Answer<Vec<(Key, Vec<u8>)>>,
+        answer: Answer<Rows>,
     },
     Commit {
         changes: Vec<Change>,
