@@ -115,7 +115,8 @@ pub fn image(bytes: &[u8]) {
         for path in entries {
             assert!(!path.is_absolute(), "{path:?}");
             assert!(
-                path.components().all(|part| matches!(part, std::path::Component::Normal(_))),
+                path.components()
+                    .all(|part| matches!(part, std::path::Component::Normal(_))),
                 "{path:?}"
             );
         }
@@ -171,7 +172,10 @@ mod tests {
         for body in seeds::of("records") {
             let record = <InstanceRecord as dormouse_store::Record>::upgrade(1, &body).unwrap();
             let phase = record.phase.clone();
-            assert!(Remembered::from_record(record).is_ok(), "{phase} does not reach the conversion's end");
+            assert!(
+                Remembered::from_record(record).is_ok(),
+                "{phase} does not reach the conversion's end"
+            );
         }
         for body in seeds::of("manifests") {
             assert!(Manifest::decode(&frame(MANIFEST_VERSION, &body)).is_ok());

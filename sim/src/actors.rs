@@ -10,7 +10,7 @@ use dormouse_model::{Flow, FlowKey, Protocol, SleepTrigger, TcpState, WakeCause,
 
 use crate::daemon::Daemon;
 use crate::event::{DaemonEvent, Event, delay};
-use crate::ground::{Ground, Truth};
+use crate::ground::{Ground, Outage, Truth};
 use crate::kernel::{IGNORED_PORT, Packet};
 
 /// How often each sort of act happens, in parts of their sum.
@@ -32,6 +32,8 @@ pub struct Mix {
     pub sockets: u64,
     /// Steps of the wall clock.
     pub clocks: u64,
+    /// Outages.
+    pub outages: u64,
 }
 
 impl Mix {
@@ -55,6 +57,7 @@ impl Mix {
             reboots: often(3),
             sockets: often(25),
             clocks: often(5),
+            outages: often(12),
         }
     }
 }
@@ -115,6 +118,7 @@ impl Actors {
             mix.reboots,
             mix.sockets,
             mix.clocks,
+            mix.outages,
         ];
         let mut at = ground.random.below(parts.iter().sum());
         let which = parts.iter().position(|part| {
@@ -138,6 +142,7 @@ impl Actors {
                     daemon.socket_fails(ground);
                 }
             }
+            Some(8) => outage(ground),
             _ => {
                 ground.tally.clock_steps += 1;
                 let step = ground.random.millis(1, 60_000);
@@ -392,6 +397,9 @@ impl Actors {
             held_until: None,
             live_at_proof: Vec::new(),
             delivered: 0,
+            committed: None,
+            discarded: false,
+            refused: false,
         };
         ground.note(format_args!("create {id} {}", addresses.ipv4));
         ground.truths.insert(id, truth);
@@ -441,6 +449,18 @@ fn track(ground: &mut Ground, key: FlowKey, tcp_state: Option<TcpState>, keep: O
     if let Some(keep) = keep {
         ground.after(keep, Event::EntryExpires(key, stamp));
     }
+}
+
+/// Something fails for longer than any step is tried.
+fn outage(ground: &mut Ground) {
+    let sorts = [Outage::Ends, Outage::Writes, Outage::WritesAndReads, Outage::Disk];
+    let Some(sort) = ground.random.pick(&sorts).copied() else {
+        return;
+    };
+    ground.tally.outages += 1;
+    let until = ground.now.plus(ground.random.millis(100, 30_000));
+    ground.note(format_args!("outage: {sort:?}"));
+    ground.outage = Some((sort, until));
 }
 
 /// A VMM ends, by a fault or because its guest powers off.

@@ -23,6 +23,8 @@ pub enum Invariant {
     NeverNoProcess,
     /// A memory image is not loaded after its guest ran again.
     ImageLoadedOnce,
+    /// A sleeper whose record was durable keeps its image, until its end is wanted or the image is lost.
+    CommittedKept,
     /// Nothing of an image is loaded that was not compared with what was saved since the host booted.
     NothingUntrusted,
     /// A guest runs only when the durable record says that this process is the workload.
@@ -60,6 +62,7 @@ impl Invariant {
             Self::HoldRespected => "hold respected",
             Self::CallersSleepRuns => "callers' sleep runs",
             Self::NeverTwoProcesses => "never two processes",
+            Self::CommittedKept => "committed is kept",
             Self::NothingUntrusted => "nothing untrusted",
             Self::NeverNoProcess => "never no process",
             Self::ImageLoadedOnce => "image loaded once",

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use dormouse_instance::machine::{Exit, MemoryImage, Phase, ProcessIdentity, Record};
+use dormouse_instance::machine::{Exit, MemoryImage, Phase, ProcessIdentity, Record, Step};
 use dormouse_model::policy::{PolicySetting, StandbyPolicy};
-use dormouse_model::{Addresses, FlowKey, MonoTime, OnLostMemory, Protocol, TcpState, WallTime, WorkloadId};
+use dormouse_model::{
+    Addresses, FailReason, FlowKey, Generation, MonoTime, OnLostMemory, Protocol, TcpState, WallTime,
+    WorkloadId,
+};
 use dormouse_standby::Knock;
 
 use crate::breach::{Breach, Invariant};
@@ -26,6 +29,38 @@ pub enum Weather {
     Rough,
     /// They may not: what was begun must come to rest.
     Calm,
+}
+
+/// What fails for a while, every time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outage {
+    /// Processes do not end.
+    Ends,
+    /// Nothing can be written to the store.
+    Writes,
+    /// Nothing can be written to it, and nothing read.
+    WritesAndReads,
+    /// And nothing removed from the disk.
+    Disk,
+}
+
+impl Outage {
+    /// Whether `step` fails.
+    const fn strikes(self, step: &Step) -> bool {
+        match self {
+            Self::Ends => matches!(step, Step::LetGo | Step::EndProcess),
+            Self::Writes => matches!(step, Step::Write(_)),
+            Self::WritesAndReads => matches!(step, Step::Write(_) | Step::ReadBack),
+            Self::Disk => matches!(
+                step,
+                Step::Write(_)
+                    | Step::ReadBack
+                    | Step::Discard { .. }
+                    | Step::RemoveRecord
+                    | Step::RemoveFiles
+            ),
+        }
+    }
 }
 
 /// What the world knows of a workload, whatever any daemon believes.
@@ -53,6 +88,12 @@ pub struct Truth {
     pub live_at_proof: Vec<FlowKey>,
     /// Packets that reached its guest.
     pub delivered: u64,
+    /// The image that its durable record names, unless its end was wanted since.
+    pub committed: Option<Generation>,
+    /// The image that a record may name was discarded, and no record was durable since.
+    pub discarded: bool,
+    /// Its image was refused for good by whoever loads it.
+    pub refused: bool,
 }
 
 /// How hard each sort of fault blows in one seed, in parts of 1000.
@@ -124,6 +165,8 @@ pub struct Ground {
     pub weather: Weather,
     /// How hard they blow.
     pub profile: Profile,
+    /// What fails for longer, and until when.
+    pub outage: Option<(Outage, MonoTime)>,
     /// The number of the daemon that runs, or that ran last.
     pub incarnation: u64,
     /// How many events there were.
@@ -151,6 +194,7 @@ impl Ground {
             tally: Tally::default(),
             breach: None,
             weather: Weather::Rough,
+            outage: None,
             incarnation: 0,
             events: 0,
             wall_offset: Duration::from_secs(1_800_000_000),
@@ -180,6 +224,15 @@ impl Ground {
             Weather::Rough => self.random.chance(per_mille),
             Weather::Calm => false,
         }
+    }
+
+    /// Whether an outage makes `step` fail.
+    #[must_use]
+    pub fn is_out(&self, step: &Step) -> bool {
+        self.weather == Weather::Rough
+            && self
+                .outage
+                .is_some_and(|(sort, until)| self.now < until && sort.strikes(step))
     }
 
     /// Notes a line in the trace.
@@ -321,11 +374,25 @@ impl Ground {
         }
     }
 
-    /// The durable record that names `process` as the workload.
+    /// Whether nothing else can be believed than that `process` is the workload: whatever the record may say
+    /// names it, or an image that nobody can load.
     #[must_use]
     pub fn is_recorded(&self, id: WorkloadId, process: ProcessIdentity) -> bool {
-        let phase = self.store.records.get(&id).map(|stored| &stored.life.phase);
-        matches!(phase, Some(Phase::Running { process: recorded, .. }) if *recorded == process)
+        let loadable = self.host.memory.get(&id).and_then(|memory| memory.device_state);
+        let harmless = |phase: &Phase| match phase {
+            Phase::Running {
+                process: recorded, ..
+            } => *recorded == process,
+            Phase::Standby { image } => loadable.is_none_or(|(generation, _)| generation != image.generation),
+            Phase::Stopped
+            | Phase::Starting
+            | Phase::Cold { .. }
+            | Phase::Stopping
+            | Phase::Failed { .. }
+            | Phase::Deleting => false,
+        };
+        self.store.records.contains_key(&id)
+            && self.store.possible(id).all(|stored| harmless(&stored.life.phase))
     }
 
     /// A write ended: this is what is on disk.
@@ -341,7 +408,54 @@ impl Ground {
             let what = format!("records of {other} and {id} both name {}", addresses.ipv4);
             self.broken(Invariant::AddressesUnique, what);
         }
+        self.keep_committed(id, &life.phase);
         self.store.write(id, addresses, life);
+    }
+
+    /// A write failed, and the disk may bring it back.
+    pub fn write_doubtful(&mut self, id: WorkloadId, life: Record) {
+        if let Some(truth) = self.truths.get(&id) {
+            self.store.doubtful(id, truth.addresses, life);
+        }
+    }
+
+    /// What was committed is given up only when its end is wanted or it is lost.
+    fn keep_committed(&mut self, id: WorkloadId, phase: &Phase) {
+        let there = self.host.memory.get(&id).and_then(|memory| memory.device_state);
+        let Some(truth) = self.truths.get_mut(&id) else {
+            return;
+        };
+        truth.discarded = false;
+        let committed = match phase {
+            Phase::Standby { image } => {
+                truth.committed = Some(image.generation);
+                return;
+            }
+            Phase::Stopped
+            | Phase::Starting
+            | Phase::Running { .. }
+            | Phase::Cold { .. }
+            | Phase::Stopping
+            | Phase::Failed { .. }
+            | Phase::Deleting => truth.committed.take(),
+        };
+        let Phase::Failed { reason } = phase else { return };
+        let lost = match reason {
+            FailReason::ImageLost(_) => true,
+            FailReason::WakeFailed { .. } => truth.refused,
+            FailReason::ProcessEnded { .. }
+            | FailReason::HostRebooted
+            | FailReason::StartFailed { .. }
+            | FailReason::NotAnswering { .. }
+            | FailReason::Inconsistent { .. } => false,
+        };
+        if let Some(generation) = committed
+            && there.is_some_and(|(saved, _)| saved == generation)
+            && !lost
+        {
+            let what = format!("{id} slept as generation {generation} and is given up: {reason}");
+            self.broken(Invariant::CommittedKept, what);
+        }
     }
 
     /// Makes a link, shut.
@@ -383,7 +497,7 @@ impl Ground {
             || self
                 .truths
                 .get(&id)
-                .is_none_or(|truth| truth.removal_wanted || truth.crashed);
+                .is_none_or(|truth| truth.removal_wanted || truth.crashed || truth.discarded);
         if lost > 0 && !over {
             self.broken(
                 Invariant::NoPacketLost,

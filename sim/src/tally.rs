@@ -67,12 +67,16 @@ pub struct Tally {
     pub late_outcomes: u64,
     /// Steps of the wall clock.
     pub clock_steps: u64,
+    /// Times that a disk or the ends of processes failed for longer.
+    pub outages: u64,
+    /// Images that were discarded because nobody knew of their commit.
+    pub discarded: u64,
 }
 
 impl Tally {
     /// The counts with their names, in a fixed order.
     #[must_use]
-    pub const fn named(&self) -> [(&'static str, u64); 32] {
+    pub const fn named(&self) -> [(&'static str, u64); 34] {
         [
             ("events", self.events),
             ("created", self.created),
@@ -106,79 +110,54 @@ impl Tally {
             ("holds", self.holds),
             ("late_outcomes", self.late_outcomes),
             ("clock_steps", self.clock_steps),
+            ("outages", self.outages),
+            ("discarded", self.discarded),
+        ]
+    }
+
+    /// The same counts, in the same order.
+    fn counts(&mut self) -> [&mut u64; 34] {
+        [
+            &mut self.events,
+            &mut self.created,
+            &mut self.removed,
+            &mut self.sleeps,
+            &mut self.interrupted,
+            &mut self.sleeps_failed,
+            &mut self.wakes,
+            &mut self.wakes_failed,
+            &mut self.spills,
+            &mut self.images_lost,
+            &mut self.failed,
+            &mut self.daemon_kills,
+            &mut self.recovered,
+            &mut self.adopted,
+            &mut self.process_crashes,
+            &mut self.reboots,
+            &mut self.steps_failed,
+            &mut self.steps_late,
+            &mut self.writes_unknown,
+            &mut self.overruns,
+            &mut self.listings,
+            &mut self.listings_failed,
+            &mut self.queue_full,
+            &mut self.knocks,
+            &mut self.knocks_lost,
+            &mut self.parked,
+            &mut self.delivered,
+            &mut self.refused,
+            &mut self.flows,
+            &mut self.holds,
+            &mut self.late_outcomes,
+            &mut self.clock_steps,
+            &mut self.outages,
+            &mut self.discarded,
         ]
     }
 
     /// Adds the counts of another run.
     pub fn add(&mut self, other: &Self) {
-        let Self {
-            events,
-            created,
-            removed,
-            sleeps,
-            interrupted,
-            sleeps_failed,
-            wakes,
-            wakes_failed,
-            spills,
-            images_lost,
-            failed,
-            daemon_kills,
-            recovered,
-            adopted,
-            process_crashes,
-            reboots,
-            steps_failed,
-            steps_late,
-            writes_unknown,
-            overruns,
-            listings_failed,
-            listings,
-            queue_full,
-            knocks_lost,
-            knocks,
-            parked,
-            delivered,
-            refused,
-            flows,
-            holds,
-            late_outcomes,
-            clock_steps,
-        } = self;
-        for (mine, theirs) in [
-            (events, other.events),
-            (created, other.created),
-            (removed, other.removed),
-            (sleeps, other.sleeps),
-            (interrupted, other.interrupted),
-            (sleeps_failed, other.sleeps_failed),
-            (wakes, other.wakes),
-            (wakes_failed, other.wakes_failed),
-            (spills, other.spills),
-            (images_lost, other.images_lost),
-            (failed, other.failed),
-            (daemon_kills, other.daemon_kills),
-            (recovered, other.recovered),
-            (adopted, other.adopted),
-            (process_crashes, other.process_crashes),
-            (reboots, other.reboots),
-            (steps_failed, other.steps_failed),
-            (steps_late, other.steps_late),
-            (writes_unknown, other.writes_unknown),
-            (overruns, other.overruns),
-            (listings_failed, other.listings_failed),
-            (listings, other.listings),
-            (queue_full, other.queue_full),
-            (knocks_lost, other.knocks_lost),
-            (knocks, other.knocks),
-            (parked, other.parked),
-            (delivered, other.delivered),
-            (refused, other.refused),
-            (flows, other.flows),
-            (holds, other.holds),
-            (late_outcomes, other.late_outcomes),
-            (clock_steps, other.clock_steps),
-        ] {
+        for (mine, (_, theirs)) in self.counts().into_iter().zip(other.named()) {
             *mine += theirs;
         }
     }

@@ -1,14 +1,18 @@
-//! `fuzz`: every target of fuzz/ for so many seconds. With a nightly compiler and cargo-fuzz by libFuzzer,
-//! which watches coverage; else by the driver of ours, which does not. Says which one ran, and why.
+//! `fuzz`: every target of fuzz/ for so many seconds, as many at a time as there are processors. By libFuzzer,
+//! which watches coverage, where it can be built; else by the driver of ours, which does not. Says which one
+//! ran, and why.
 //!
-//! cargo-fuzz is looked for on `PATH`, in the root that `CARGO_INSTALL_ROOT` names, and in the target
-//! directory, where `--install` puts it.
+//! libFuzzer is built here without cargo-fuzz, with what a stable compiler can do: the counters of coverage, and
+//! no sanitizer of addresses. That one takes a nightly compiler, and looks for what decoders without `unsafe`
+//! cannot do. Whoever wants it has `cargo fuzz run TARGET --features libfuzzer` in fuzz/.
 
-use std::fs::File;
+use std::collections::VecDeque;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Output, Stdio};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,20 +21,42 @@ use nix::unistd::Pid;
 
 use crate::build::{release_directory, workspace};
 use crate::figures::Figures;
-use crate::lab::tick;
-use crate::setup::find_program;
+use crate::lab::{locked_value, tick};
 
-/// The targets, as in fuzz/Cargo.toml.
-const TARGETS: [&str; 6] = ["netlink", "agent", "qmp", "image", "records", "manifests"];
+/// The targets, as in fuzz/Cargo.toml. Those that learn most come first.
+const TARGETS: [&str; 6] = ["netlink", "image", "records", "manifests", "agent", "qmp"];
 
 /// The longest input, in bytes.
 const LONGEST: u64 = 16 << 10;
 
-/// How long it may take to install cargo-fuzz, and to build a target.
-const BUILT_WITHIN: Duration = Duration::from_secs(600);
+/// The longest that one input may take, in seconds, and the most memory, in MiB.
+const SLOWEST_SECONDS: u64 = 10;
+const LARGEST_MIB: u64 = 1024;
+
+/// How long a build may take: a check of everything has an hour.
+const BUILT_WITHIN: Duration = Duration::from_secs(360);
 
 /// How long after its time a target may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What makes the compiler count coverage as libFuzzer reads it (clang's SanitizerCoverage), the same that
+/// cargo-fuzz sets.
+const COVERAGE: [&str; 5] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+];
+
+/// What the targets are run by.
+#[derive(Debug, Clone)]
+enum Fuzzer {
+    /// A program a target, in this directory.
+    Coverage { programs: PathBuf },
+    /// Ours.
+    Driver { program: PathBuf },
+}
 
 /// What came of one target.
 struct Tried {
@@ -40,8 +66,8 @@ struct Tried {
     crashed: bool,
 }
 
-/// Runs all targets, or the one that is named. With `install`, a cargo-fuzz that is missing is installed.
-pub(crate) fn run(seconds: u64, only: Option<&str>, install: bool, json: Option<&Path>) -> Result<ExitCode> {
+/// Runs all targets, or the one that is named.
+pub(crate) fn run(seconds: u64, only: Option<&str>, json: Option<&Path>) -> Result<ExitCode> {
     if let Some(only) = only {
         ensure!(
             TARGETS.contains(&only),
@@ -50,103 +76,139 @@ pub(crate) fn run(seconds: u64, only: Option<&str>, install: bool, json: Option<
         );
     }
     let mut figures = Figures::begin("fuzz", "none");
-    let fuzzer = cargo_fuzz(install).and_then(|program| built(&program).map(|()| program));
-    match &fuzzer {
-        Ok(program) => println!(
-            "fuzzing by libFuzzer ({}), {seconds} s a target",
-            program.display()
-        ),
-        Err(error) => println!("fuzzing by a driver without coverage, {seconds} s a target: {error:#}"),
-    }
-    for target in TARGETS
+    let begun = Instant::now();
+    let fuzzer = match with_coverage() {
+        Ok(fuzzer) => {
+            println!("fuzzing by libFuzzer, {seconds} s a target");
+            fuzzer
+        }
+        Err(why) => {
+            println!("skipped: libFuzzer: {why:#}");
+            println!("fuzzing by a driver without coverage, {seconds} s a target");
+            figures.count("skipped", 1);
+            driver()?
+        }
+    };
+    figures.count("build_seconds", begun.elapsed().as_secs());
+    let wanted = TARGETS
         .into_iter()
         .filter(|name| only.is_none_or(|only| only == *name))
-    {
-        match try_target(fuzzer.as_ref().ok(), target, seconds) {
-            Ok(tried) => {
-                let crashes = u64::from(tried.crashed);
-                let covered = tried
-                    .covered
-                    .map_or_else(String::new, |covered| format!(", {covered} branches"));
-                println!("{target}: {} runs, {crashes} crashes{covered}", tried.runs);
-                figures.count(&format!("{target}_runs"), tried.runs);
-                figures.count("libfuzzer", u64::from(tried.covered.is_some()));
-                figures.count("crashes", crashes);
-            }
-            Err(error) => {
-                println!("skipped: {target}: {error:#}");
-                figures.count("skipped", 1);
-            }
-        }
+        .collect();
+    for (target, tried) in all(&fuzzer, wanted, seconds) {
+        let tried = tried.with_context(|| format!("fuzzing {target}"))?;
+        figures.count(&format!("{target}_runs"), tried.runs);
+        figures.count("libfuzzer", u64::from(tried.covered.is_some()));
+        figures.count("crashes", u64::from(tried.crashed));
     }
+    figures.count("seconds", begun.elapsed().as_secs());
     figures.check_count("B.5", "crashes", 0);
     figures.finish(json)
 }
 
-/// By libFuzzer where there is one, else by the driver.
-fn try_target(fuzzer: Option<&PathBuf>, target: &str, seconds: u64) -> Result<Tried> {
-    fuzzer.map_or_else(
-        || by_driver(target, seconds),
-        |program| by_libfuzzer(program, target, seconds),
-    )
+/// Runs the targets, as many at a time as there are processors.
+fn all(fuzzer: &Fuzzer, targets: VecDeque<&'static str>, seconds: u64) -> Vec<(&'static str, Result<Tried>)> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let at_once = processors.min(targets.len());
+    let (waiting, done) = (Mutex::new(targets), Mutex::new(Vec::new()));
+    std::thread::scope(|threads| {
+        for _ in 0..at_once {
+            threads.spawn(|| {
+                loop {
+                    let next = locked_value(&waiting).pop_front();
+                    let Some(target) = next else { return };
+                    let tried = try_target(fuzzer, target, seconds);
+                    match &tried {
+                        Ok(tried) => {
+                            let covered = tried
+                                .covered
+                                .map_or_else(String::new, |covered| format!(", {covered} branches"));
+                            let crashes = u64::from(tried.crashed);
+                            println!("{target}: {} runs, {crashes} crashes{covered}", tried.runs);
+                        }
+                        Err(error) => println!("{target}: {error:#}"),
+                    }
+                    locked_value(&done).push((target, tried));
+                }
+            });
+        }
+    });
+    done.into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Builds all targets. Done once and in so much time: who cannot build one can build none.
-fn built(program: &Path) -> Result<()> {
-    let mut command = cargo_fuzz_command(program, "build", None);
-    let ended = bounded(&mut command, BUILT_WITHIN).context("building for libFuzzer")?;
-    ensure!(
-        ended.success,
-        "libFuzzer cannot be built: {}",
-        last_line(&ended.said)
-    );
+fn try_target(fuzzer: &Fuzzer, target: &str, seconds: u64) -> Result<Tried> {
+    match fuzzer {
+        Fuzzer::Coverage { programs } => by_libfuzzer(programs, target, seconds),
+        Fuzzer::Driver { program } => by_driver(program, target, seconds),
+    }
+}
+
+/// Where fuzz/ is built: its flags would rebuild everything else.
+fn target_directory() -> PathBuf {
+    release_directory().join("../fuzz")
+}
+
+/// Builds all targets for libFuzzer, in one go.
+fn with_coverage() -> Result<Fuzzer> {
+    // Named, though it is the host's own: the programs that the build runs are then built without the flags.
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut command = cargo_build();
+    command
+        .args(["--features", "libfuzzer", "--target", &target])
+        // Not the driver: it has no libFuzzer to count for.
+        .args(TARGETS.iter().flat_map(|name| ["--bin", *name]))
+        .env("RUSTFLAGS", COVERAGE.join(" "));
+    built(&mut command)?;
+    Ok(Fuzzer::Coverage {
+        programs: target_directory().join(target).join("release"),
+    })
+}
+
+/// Builds the driver without coverage.
+fn driver() -> Result<Fuzzer> {
+    built(cargo_build().args(["--bin", "mutate"]))?;
+    Ok(Fuzzer::Driver {
+        program: target_directory().join("release/mutate"),
+    })
+}
+
+fn cargo_build() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(["build", "--quiet", "--release", "--target-dir"])
+        .arg(target_directory())
+        .current_dir(workspace().join("fuzz"));
+    command
+}
+
+fn built(command: &mut Command) -> Result<()> {
+    let ended = bounded(command, BUILT_WITHIN).context("building")?;
+    ensure!(ended.success, "it cannot be built: {}", first_error(&ended.said));
     Ok(())
 }
 
-/// The program, where a nightly compiler goes with it.
-fn cargo_fuzz(install: bool) -> Result<PathBuf> {
-    let nightly = Command::new("cargo")
-        .args(["+nightly", "--version"])
-        .output()
-        .is_ok_and(|output| output.status.success());
-    ensure!(nightly, "there is no nightly compiler");
-    let own = release_directory().join("../cargo-fuzz");
-    let roots = std::env::var_os("CARGO_INSTALL_ROOT").map(PathBuf::from);
-    let in_root = |root: &Path| Some(root.join("bin/cargo-fuzz")).filter(|place| place.is_file());
-    let found = find_program("cargo-fuzz")
-        .or_else(|| roots.as_deref().and_then(in_root))
-        .or_else(|| in_root(&own));
-    if let Some(found) = found {
-        return Ok(found);
-    }
-    ensure!(install, "there is no cargo-fuzz; --install installs it");
-    println!("installing cargo-fuzz");
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .args(["install", "--quiet", "--locked", "cargo-fuzz", "--root"])
-        .arg(&own)
-        // Not into the workspace, whose settings are not its own.
-        .current_dir("/");
-    let ended = bounded(&mut command, BUILT_WITHIN).context("installing cargo-fuzz")?;
-    ensure!(
-        ended.success,
-        "cargo-fuzz cannot be installed: {}",
-        last_line(&ended.said)
+fn by_libfuzzer(programs: &Path, target: &str, seconds: u64) -> Result<Tried> {
+    let fuzz = workspace().join("fuzz");
+    let (corpus, artifacts) = (
+        fuzz.join("corpus").join(target),
+        fuzz.join("artifacts").join(target),
     );
-    in_root(&own).context("cargo-fuzz was installed and is not there")
-}
-
-fn by_libfuzzer(program: &Path, target: &str, seconds: u64) -> Result<Tried> {
-    let mut command = cargo_fuzz_command(program, "run", Some(target));
-    command.arg("--").args([
-        &format!("-max_total_time={seconds}"),
-        &format!("-max_len={LONGEST}"),
-        "-print_final_stats=1",
-    ]);
-    let ended = bounded(
-        &mut command,
-        BUILT_WITHIN + Duration::from_secs(seconds) + ENDS_WITHIN,
-    )?;
+    for directory in [&corpus, &artifacts] {
+        fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+    }
+    let mut command = Command::new(programs.join(target));
+    command
+        .arg(corpus)
+        .args([
+            format!("-artifact_prefix={}/", artifacts.display()),
+            format!("-max_total_time={seconds}"),
+            format!("-max_len={LONGEST}"),
+            format!("-timeout={SLOWEST_SECONDS}"),
+            format!("-rss_limit_mb={LARGEST_MIB}"),
+            "-print_final_stats=1".to_owned(),
+        ])
+        .current_dir(fuzz);
+    let ended = bounded(&mut command, Duration::from_secs(seconds) + ENDS_WITHIN)?;
     let number_after = |mark: &str| {
         let line = ended.said.lines().rfind(|line| line.contains(mark))?;
         let (_, rest) = line.split_once(mark)?;
@@ -155,24 +217,37 @@ fn by_libfuzzer(program: &Path, target: &str, seconds: u64) -> Result<Tried> {
     if !ended.success {
         println!("{}", ended.said);
     }
+    let runs = number_after("stat::number_of_executed_units:");
+    ensure!(
+        runs.is_some() || !ended.success,
+        "it ran nothing: {}",
+        last_line(&ended.said)
+    );
     Ok(Tried {
-        runs: number_after("stat::number_of_executed_units:").unwrap_or(0),
+        runs: runs.unwrap_or(0),
         covered: Some(number_after(" cov: ").unwrap_or(0)),
         crashed: !ended.success,
     })
 }
 
-/// `cargo fuzz VERB TARGET`, as cargo itself calls it; of all targets when none is named.
-fn cargo_fuzz_command(program: &Path, verb: &str, target: Option<&str>) -> Command {
+fn by_driver(program: &Path, target: &str, seconds: u64) -> Result<Tried> {
     let mut command = Command::new(program);
-    command
-        .args(["fuzz", verb, "--features", "libfuzzer"])
-        .args(target)
-        .env("RUSTUP_TOOLCHAIN", "nightly")
-        .env_remove("CARGO")
-        .env_remove("RUSTC")
-        .current_dir(workspace());
-    command
+    command.args([target, &seconds.to_string()]);
+    let ended = bounded(&mut command, Duration::from_secs(seconds) + ENDS_WITHIN)?;
+    let mark = format!("{target}: ");
+    let runs = ended
+        .said
+        .lines()
+        .find_map(|line| line.strip_prefix(&mark)?.split(' ').next()?.parse().ok())
+        .with_context(|| format!("it did not run: {}", last_line(&ended.said)))?;
+    if !ended.success {
+        println!("{}", ended.said);
+    }
+    Ok(Tried {
+        runs,
+        covered: None,
+        crashed: !ended.success,
+    })
 }
 
 /// How a program ended, and what it said.
@@ -217,30 +292,10 @@ fn text_of(file: &mut File) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn by_driver(target: &str, seconds: u64) -> Result<Tried> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["run", "--quiet", "--release", "--bin", "mutate", "--"])
-        .args([target, &seconds.to_string()])
-        .current_dir(workspace().join("fuzz"))
-        .output()
-        .context("starting cargo")?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let runs = said
-        .split_once(": ")
-        .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
-        .with_context(|| format!("it did not run: {}", last_line(&stderr_of(&output))))?;
-    if !output.status.success() {
-        println!("{}", stderr_of(&output));
-    }
-    Ok(Tried {
-        runs,
-        covered: None,
-        crashed: !output.status.success(),
-    })
-}
-
-fn stderr_of(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+/// What a build stumbled over first.
+fn first_error(said: &str) -> &str {
+    let line = said.lines().find(|line| line.starts_with("error"));
+    line.unwrap_or_else(|| last_line(said))
 }
 
 fn last_line(said: &str) -> &str {

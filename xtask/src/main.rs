@@ -67,9 +67,6 @@ enum Task {
         /// Only this target: netlink, agent, qmp, image, records or manifests.
         #[arg(long)]
         target: Option<String>,
-        /// Install cargo-fuzz where it is missing.
-        #[arg(long)]
-        install: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -247,9 +244,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Fuzz {
             seconds,
             target,
-            install,
             output,
-        } => fuzz::run(seconds, target.as_deref(), install, output.json.as_deref()),
+        } => fuzz::run(seconds, target.as_deref(), output.json.as_deref()),
         Task::Bench { bench } => run_bench(&bench),
         Task::Sim { seeds, plant, output } => sim::run(seeds, plant.as_deref(), output.json.as_deref()),
         Task::Chaos {

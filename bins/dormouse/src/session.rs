@@ -20,13 +20,13 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
-        let given = global
-            .host
-            .clone()
-            .or_else(|| std::env::var("DORMOUSE_HOST").ok());
-        let text = given
-            .filter(|text| !text.is_empty())
-            .unwrap_or_else(|| HostAddress::DEFAULT.to_owned());
+        // Bytes that are no text are no address either: another daemon than the one meant would be spoken to.
+        let variable = std::env::var_os("DORMOUSE_HOST").filter(|text| !text.is_empty());
+        let text = match (&global.host, variable) {
+            (Some(given), _) => given.clone(),
+            (None, Some(variable)) => variable.to_string_lossy().into_owned(),
+            (None, None) => HostAddress::DEFAULT.to_owned(),
+        };
         Ok(Self {
             host: text.parse()?,
             json: global.json,

@@ -54,6 +54,12 @@ pub const SECTIONS: &[Section] = &[
                 "send a fresh id to make another",
             ),
             Code::new(
+                "RECORD_NEEDED",
+                &[Kind::WrongState],
+                "the damaged record is of an instance that is still listed, and its process may run",
+                "save what you need from the guest, then `dormouse rm -f ID`: the record goes with it",
+            ),
+            Code::new(
                 "REQUEST_LOST",
                 &[Kind::Unavailable],
                 "the request was not finished: a defect, or the daemon ends",

@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_conntrack::{Observations, ObserverHandle};
 use dormouse_instance::machine::CancelReason;
@@ -87,6 +88,7 @@ enum Ask {
     },
     Hold {
         id: WorkloadId,
+        duration: Option<Duration>,
         answer: oneshot::Sender<Result<(), HoldError>>,
     },
     ShutDown {
@@ -108,15 +110,15 @@ impl EngineHandle {
         wait.await.ok().flatten()
     }
 
-    /// Keeps a workload awake for one idle timeout.
+    /// Keeps a workload awake for `duration`, or for one idle timeout.
     ///
     /// # Errors
     /// When the engine does not know it or has stopped.
-    pub async fn hold(&self, id: WorkloadId) -> Result<(), HoldError> {
+    pub async fn hold(&self, id: WorkloadId, duration: Option<Duration>) -> Result<(), HoldError> {
         let (answer, wait) = oneshot::channel();
         let stopping = || HoldError::Stopping { id };
         self.asks
-            .send(Ask::Hold { id, answer })
+            .send(Ask::Hold { id, duration, answer })
             .await
             .map_err(|_| stopping())?;
         wait.await.map_err(|_| stopping())?
@@ -420,9 +422,12 @@ impl EngineTask {
                 self.input(Input::Shutdown);
                 self.stopping = Some(done);
             }
-            Ask::Hold { id, answer } => {
+            Ask::Hold { id, duration, answer } => {
                 let mut effects = Vec::new();
-                let held = self.engine.hold(now, wall, id, &mut effects);
+                let held = match duration {
+                    Some(duration) => self.engine.hold_for(now, wall, id, duration, &mut effects),
+                    None => self.engine.hold(now, wall, id, &mut effects),
+                };
                 self.perform(effects);
                 drop(answer.send(held.map(|_| ())));
             }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dormouse_conntrack::requirements::{EventsSetting, Requirements, Tracking};
+use dormouse_hypervisor::KeptPrograms;
 use dormouse_instance::ledger::{Ledger, Statement};
 use dormouse_model::error::chain;
 use dormouse_model::spec::Placement;
@@ -156,6 +157,7 @@ pub fn doctor(facts: &SystemFacts) -> Vec<Check> {
             format!("version {}", facts.driver_version),
             "install qemu-system-x86",
         ),
+        check_programs(facts),
         check_guest_kernel(facts),
         check_device("tun", "/dev/net/tun", "load the tun module"),
         check_placement(facts),
@@ -215,6 +217,21 @@ fn check_accelerator(facts: &SystemFacts) -> Check {
         verdict,
         detail,
         "guests are emulated: use a host whose /dev/kvm runs them",
+    )
+}
+
+/// Monitors are started from the data directory: an upgrade of the host's must not strand sleepers.
+fn check_programs(facts: &SystemFacts) -> Check {
+    let place = facts.data_directory.join("vmm");
+    let (verdict, detail) = match KeptPrograms::new(place.clone()).runnable() {
+        Ok(()) => (Verdict::Ok, format!("monitors run from {}", place.display())),
+        Err(error) => (Verdict::Failed, chain(&error)),
+    };
+    check(
+        "programs",
+        verdict,
+        detail,
+        "mount the file system of data_directory with exec, or set the key elsewhere",
     )
 }
 

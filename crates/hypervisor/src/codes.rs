@@ -63,6 +63,12 @@ pub const SECTIONS: &[Section] = &[Section {
             "free space; read the cause",
         ),
         Code::new(
+            "DRIVER_KEEP_NOEXEC",
+            &[Kind::Unsupported],
+            "the data directory is on a file system that is mounted `noexec`; monitors run from `<data>/vmm`",
+            "mount it with `exec`, or set `data_directory` elsewhere",
+        ),
+        Code::new(
             "DRIVER_TIMEOUT",
             &[Kind::Timeout],
             "it did not answer in time",

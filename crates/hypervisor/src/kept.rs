@@ -73,28 +73,48 @@ struct Stamp {
     changed: (i64, i64),
 }
 
+/// Everybody reads and executes it (inode(7)).
+const FOR_ALL: u32 = 0o005;
+
 const PROGRAM: &str = "program";
 const MODULES: &str = "modules";
 const DATA: &str = "data";
 
 /// What could not be kept, or not be opened for reasons that may pass.
 #[derive(Debug, thiserror::Error)]
-#[error("keeping the monitor's program {path}")]
-pub struct KeepError {
-    path: PathBuf,
-    source: io::Error,
+pub enum KeepError {
+    /// A file could not be read or made.
+    #[error("keeping the monitor's program {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file system was mounted so that no program of it runs (mount(8), `noexec`).
+    #[error("{} is on a file system that is mounted noexec: no monitor can run from there", path.display())]
+    NoExecution {
+        /// The directory of the kept programs.
+        path: PathBuf,
+    },
 }
 
 impl Fault for KeepError {
     fn kind(&self) -> Kind {
-        match self.source.kind() {
-            io::ErrorKind::StorageFull => Kind::Exhausted,
-            io::ErrorKind::NotFound => Kind::NotFound,
-            _ => Kind::Unavailable,
+        match self {
+            Self::File { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull => Kind::Exhausted,
+                io::ErrorKind::NotFound => Kind::NotFound,
+                _ => Kind::Unavailable,
+            },
+            Self::NoExecution { .. } => Kind::Unsupported,
         }
     }
     fn code(&self) -> &'static str {
-        "DRIVER_KEEP"
+        match self {
+            Self::File { .. } => "DRIVER_KEEP",
+            Self::NoExecution { .. } => "DRIVER_KEEP_NOEXEC",
+        }
     }
 }
 
@@ -137,7 +157,7 @@ impl Fault for OpenError {
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> KeepError + '_ {
-    move |source| KeepError {
+    move |source| KeepError::File {
         path: path.to_owned(),
         source,
     }
@@ -164,12 +184,35 @@ impl KeptPrograms {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether programs run from where they are kept, or will be: the file system must allow it. Blocks for a
+    /// look.
+    ///
+    /// # Errors
+    /// When it does not, or cannot be looked at.
+    pub fn runnable(&self) -> Result<(), KeepError> {
+        // Before anything is kept, that of the nearest folder above.
+        for place in self.root.ancestors() {
+            match nix::sys::statvfs::statvfs(place) {
+                Ok(found) if found.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC) => {
+                    return Err(KeepError::NoExecution {
+                        path: self.root.clone(),
+                    });
+                }
+                Ok(_) => return Ok(()),
+                Err(nix::errno::Errno::ENOENT) => {}
+                Err(errno) => return Err(failed(place)(errno.into())),
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps a program, and returns under which name. Blocks: for as long as reading it takes the first time,
     /// later for a few looks. While a daemon lives it goes on with the program that it found first.
     ///
     /// # Errors
-    /// When it cannot be read, or there is no room.
+    /// When it cannot be read, there is no room, or programs do not run from there.
     pub fn keep(&self, source: &ProgramSource) -> Result<String, KeepError> {
+        self.runnable()?;
         let known = self.known().sources.get(source).cloned();
         if let Some(name) = known
             && self.compare(&name).is_ok()
@@ -240,6 +283,7 @@ impl KeptPrograms {
     /// # Errors
     /// What is wrong with it, or that it cannot be looked at now.
     pub fn open(&self, name: &str) -> Result<ProgramPart, OpenError> {
+        self.runnable()?;
         self.compare(name)?;
         let folder = self.root.join(name);
         let open = |path: &Path| File::open(path).map_err(unopened(path));
@@ -269,7 +313,10 @@ impl KeptPrograms {
         if self.known().sound.get(name) == Some(&stamps) {
             return Ok(());
         }
-        let found = digest_of(&program, &modules).map_err(|error| unopened(&error.path)(error.source))?;
+        let found = digest_of(&program, &modules).map_err(|error| match error {
+            KeepError::File { path, source } => unopened(&path)(source),
+            KeepError::NoExecution { .. } => error.into(),
+        })?;
         if found.short() != wanted {
             return Err(lost(PartFault::Digest, &found.short(), wanted).into());
         }
@@ -371,10 +418,11 @@ fn file_digest(path: &Path) -> io::Result<[u8; 32]> {
 }
 
 /// The same file under another name, or its bytes where a link cannot be made: on another file system, or
-/// when the file has been unlinked.
+/// when the file has been unlinked. And where the monitors' users could not run what is linked.
 fn link_or_copy(from: &Path, to: &Path) -> Result<(), KeepError> {
     let real = fs::canonicalize(from).map_err(failed(from))?;
-    if fs::hard_link(&real, to).is_ok() {
+    let mode = fs::metadata(&real).map_err(failed(&real))?.permissions().mode();
+    if mode & FOR_ALL == FOR_ALL && fs::hard_link(&real, to).is_ok() {
         return Ok(());
     }
     fs::copy(&real, to).map_err(failed(to))?;
@@ -422,6 +470,38 @@ mod tests {
         for errno in [ENOENT, ENOTDIR, EIO, EUCLEAN] {
             assert!(!passes(errno), "{errno}");
         }
+    }
+
+    #[test]
+    fn what_others_may_not_run_is_copied_for_them() {
+        let scratch = tempfile::tempdir().unwrap();
+        let kept = KeptPrograms::new(scratch.path().join("data/vmm"));
+        kept.runnable().unwrap();
+        let source = source(scratch.path(), "program");
+        fs::set_permissions(&source.program, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(&source.modules[0], fs::Permissions::from_mode(0o755)).unwrap();
+        let name = kept.keep(&source).unwrap();
+        let folder = scratch.path().join("data/vmm").join(&name);
+        let program = fs::metadata(folder.join(PROGRAM)).unwrap();
+        assert_eq!((program.mode() & 0o777, program.nlink()), (0o755, 1));
+        let module = folder.join(MODULES).join("accel.so");
+        assert_eq!(fs::metadata(module).unwrap().nlink(), 2);
+    }
+
+    #[test]
+    fn nothing_is_kept_where_no_program_runs() {
+        // /proc is mounted so on every host; nothing of it is written here.
+        let kept = KeptPrograms::new(PathBuf::from("/proc/dormouse/vmm"));
+        let found = nix::sys::statvfs::statvfs("/proc").unwrap();
+        if !found.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC) {
+            println!("skipped: nothing_is_kept_where_no_program_runs: /proc is not mounted noexec");
+            return;
+        }
+        let error = kept.runnable().unwrap_err();
+        assert_eq!(
+            (error.kind(), error.code()),
+            (Kind::Unsupported, "DRIVER_KEEP_NOEXEC")
+        );
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub const SECTIONS: &[Section] = &[Section {
         Code::new(
             "IMAGE_REMOVED_MEANWHILE",
             &[Kind::Conflict],
-            "it was removed while it was imported",
+            "it was removed while an instance was made of it; nothing was made",
             "import it again",
         ),
         Code::new(

@@ -49,8 +49,8 @@ pub enum ImageError {
         /// The image.
         reference: String,
     },
-    /// The image was removed while it was being imported.
-    #[error("image {reference} was removed while it was being imported; import it again")]
+    /// The image was there when it was asked for, and was removed before it was used.
+    #[error("image {reference} was removed meanwhile; import it again")]
     RemovedMeanwhile {
         /// The image.
         reference: String,

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use dormouse_model::{Attempt, FailReason, Fault, Generation, MonoTime, State, WakeCause};
+use dormouse_model::{Attempt, FailReason, Generation, MonoTime, State, WakeCause};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -16,17 +16,17 @@ use self::underway::Underway;
 use self::waiters::Waiters;
 use crate::agent::{AgentEvent, AgentLink, Origin};
 use crate::machine::{
-    Answer, Asker, Effect, Exit, Input, Kept, Machine, Outcome, Phase, ProcessIdentity, Removal, Request,
-    Step, StepFailure, Ticket,
+    Answer, Asker, Effect, Exit, Input, Machine, Outcome, Phase, ProcessIdentity, Removal, Request, Step,
+    StepFailure, Ticket,
 };
-use crate::memory::Home;
 use crate::record::Remembered;
 use crate::rooms::Rooms;
 use crate::steps::{Change, Parts, StepContext, StepReport};
-use crate::view::{ExitInfo, InstanceEvent, InstanceView, SnapshotView};
+use crate::view::{ExitInfo, InstanceEvent, InstanceView};
 
 mod figures;
 mod packed;
+mod recall;
 mod rest;
 mod underway;
 mod waiters;
@@ -275,23 +275,7 @@ impl Actor {
 
     fn begin_step(&mut self, number: Attempt, step: Step, deadline: MonoTime) {
         if let Step::Write(record) = &step {
-            self.remembered.life = record.clone();
-            self.remembered.view.generation = record.generation;
-            let snapshot = SnapshotView::of(&record.phase);
-            if snapshot != self.remembered.view.snapshot
-                && let Some(SnapshotView::Lost(lost)) = &snapshot
-            {
-                let labels = [("part", lost.part.as_str()), ("fault", lost.fault.as_str())];
-                metrics::counter!(crate::metrics::IMAGES_LOST, &labels).increment(1);
-                tracing::error!(instance_id = %self.remembered.view.id, code = lost.code(), %lost, "image lost");
-            }
-            self.remembered.view.snapshot = snapshot;
-            if let Phase::Standby { image } = &record.phase {
-                self.remembered.view.memory.home = match image.kept {
-                    Kept::Resident { .. } => Home::Tmpfs,
-                    Kept::Spilled { .. } => Home::Disk,
-                };
-            }
+            self.remember(record);
         }
         let remaining = deadline.since(self.rooms.clock.now());
         let (rooms, remembered, parts) = (
@@ -335,8 +319,12 @@ impl Actor {
                 if step == Step::Resume {
                     self.drop_states_up_to(self.remembered.life.generation.next());
                 }
+                let discards = matches!(step, Step::Discard { .. });
                 self.machine
                     .handle(now, Input::StepDone { number, done }, effects);
+                if discards {
+                    self.recall();
+                }
                 self.publish_update();
             }
             Ok((done, change)) => {
@@ -357,8 +345,7 @@ impl Actor {
                 self.machine
                     .handle(now, Input::StepFailed { number, failure }, effects);
                 if unwritten && counts {
-                    self.remembered.life = self.machine.record().clone();
-                    self.remembered.view.snapshot = SnapshotView::of(&self.remembered.life.phase);
+                    self.recall();
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dormouse_hypervisor::KeepError;
 use dormouse_model::{Fault, Kind, Name, State};
 
 use crate::ledger::LedgerError;
@@ -121,6 +122,16 @@ pub enum InstanceError {
         /// What is missing.
         source: LedgerError,
     },
+    /// No monitor can run on this host; nothing was begun.
+    #[error("{verb} of {name}")]
+    Monitor {
+        /// What was wanted.
+        verb: &'static str,
+        /// Of which instance.
+        name: Name,
+        /// Why none.
+        source: KeepError,
+    },
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -149,6 +160,7 @@ impl Fault for InstanceError {
             Self::Image { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
             Self::Ledger { source, .. } => source.kind(),
+            Self::Monitor { source, .. } => source.kind(),
             Self::Random { .. } | Self::ShuttingDown => Kind::Unavailable,
             Self::WaitElapsed { .. } => Kind::Timeout,
         }
@@ -175,6 +187,7 @@ impl Fault for InstanceError {
             | Self::Image { .. }
             | Self::Store { .. }
             | Self::Ledger { .. }
+            | Self::Monitor { .. }
             | Self::Random { .. }
             | Self::WaitElapsed { .. } => None,
         }
@@ -196,6 +209,7 @@ impl Fault for InstanceError {
             Self::Store { source, .. } => source.code(),
             Self::Random { .. } => "INSTANCE_RANDOM",
             Self::Ledger { source, .. } => source.code(),
+            Self::Monitor { source, .. } => source.code(),
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::WaitElapsed { .. } => "INSTANCE_WAIT_ELAPSED",
         }

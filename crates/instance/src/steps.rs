@@ -201,6 +201,7 @@ impl StepContext {
     async fn perform(self, step: Step) -> Outcome {
         match step {
             Step::Write(record) => self.write(record).await,
+            Step::ReadBack => self.read_back().await,
             Step::PrepareDisks => self.prepare_disks().await,
             Step::AttachLink => self.attach_link().await,
             Step::MakeTap => self.make_tap().await,
@@ -211,6 +212,7 @@ impl StepContext {
             Step::Prove => self.prove().await,
             Step::Pause => self.vm()?.pause().await.map(plain).map_err(|e| failure(&e)),
             Step::Save { generation } => self.save(generation).await,
+            Step::Discard { generation } => self.discard(generation).await,
             Step::LetGo => self.end_process(TapEnd::Abandoned).await,
             Step::EndProcess => self.end_process(TapEnd::Awaited).await,
             Step::Spill { image } => self.spill(image).await,

@@ -70,3 +70,4 @@ pub use flows::{ActiveInbound, CountError, active_inbound_count};
 pub use input::{ConfirmAnswer, Input, Knock};
 pub use sight::SightStatus;
 pub use status::{Reason, Status, StatusSnapshot, TRACKING_MODE};
+pub use workload::LONGEST_HOLD;

@@ -127,7 +127,7 @@ impl Workload {
     /// A recorded idle time counts on: what the daemon did not see while it was down, the first listing
     /// and the confirm will show. It is cut where it cannot be true, because the wall clock stepped:
     /// nothing that runs has been idle for longer than the host is up, and a time to come is no idle
-    /// time at all. A hold is cut to one idle timeout from now, the longest that can be asked for.
+    /// time at all. A hold is cut to the longest that can be asked for, from now.
     pub(crate) fn new(view: WorkloadView, record: Option<IdleRecord>, now: MonoTime, wall: WallTime) -> Self {
         let recorded = record.unwrap_or_default();
         let idle = runs(view.state).then(|| match recorded.idle_since {
@@ -145,7 +145,8 @@ impl Workload {
             .enabled()
             .zip(recorded.hold_until)
             .and_then(|(policy, until)| {
-                let left = until.since(wall).min(policy.idle_timeout());
+                let longest = LONGEST_HOLD.max(policy.idle_timeout());
+                let left = until.since(wall).min(longest);
                 let hold = Stamp {
                     mono: now.plus(left),
                     wall: wall_after(wall, left),
@@ -398,6 +399,9 @@ pub(crate) const fn sleeps(state: State) -> bool {
         | State::Deleting => false,
     }
 }
+
+/// The longest time that a hold may be asked for; an idle timeout may be longer.
+pub const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
 
 /// Whether a hold means anything: it runs, or it will run because of the hold.
 pub(crate) const fn keeps_hold(state: State) -> bool {

@@ -50,7 +50,11 @@ fn mutate(random: &mut Random, from: &[u8], other: &[u8]) -> Vec<u8> {
             4 => bytes.truncate(at),
             5 if bytes.len() >= at + 4 => {
                 let edge = EDGES[random.below(EDGES.len())];
-                let edge = if random.below(2) == 0 { edge.to_le_bytes() } else { edge.to_be_bytes() };
+                let edge = if random.below(2) == 0 {
+                    edge.to_le_bytes()
+                } else {
+                    edge.to_be_bytes()
+                };
                 let width = [1, 2, 4][random.below(3)];
                 bytes[at..at + width].copy_from_slice(&edge[..width]);
             }
@@ -109,7 +113,11 @@ fn main() -> ExitCode {
         }
     }
     println!("{name}: {runs} runs, {crashes} crashes");
-    if crashes == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if crashes == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn keep(name: &str, number: u64, bytes: &[u8]) -> io::Result<()> {

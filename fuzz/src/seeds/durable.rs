@@ -155,6 +155,7 @@ pub fn manifests() -> Vec<Vec<u8>> {
                     home: Home::Tmpfs,
                     name: "00000003.ram".to_owned(),
                     inode: 11,
+                    unflushed_on: (shape == Shape::Own).then_some(5),
                 },
                 state_length: Bytes(16),
                 state_digest: Digest([1; 32]),
@@ -173,7 +174,9 @@ pub fn manifests() -> Vec<Vec<u8>> {
                 },
             };
             let file = manifest.encode();
-            file.get(1..file.len().saturating_sub(4)).unwrap_or_default().to_vec()
+            file.get(1..file.len().saturating_sub(4))
+                .unwrap_or_default()
+                .to_vec()
         })
         .collect()
 }

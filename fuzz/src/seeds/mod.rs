@@ -15,7 +15,8 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             b"{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}}}}\r\n".to_vec(),
             b"{\"return\": {\"status\": \"running\", \"running\": true}, \"id\": 2}\r\n".to_vec(),
             b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 3}\r\n".to_vec(),
-            b"{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\r\n".to_vec(),
+            b"{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\r\n"
+                .to_vec(),
         ],
         "image" => vec![tar(), documents()],
         "records" => durable::records(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dormouse_instance::machine::{Done, Exit, Input as LifeInput, MemoryImage, Phase, Step, StepFailure};
-use dormouse_model::{Attempt, ImagePart, Lost, MonoTime, PartFault, WorkloadId};
+use dormouse_model::{Attempt, Generation, ImagePart, Lost, MonoTime, PartFault, WorkloadId};
 
 use super::{BarrierFor, Daemon, Deed, Work};
 use crate::breach::Invariant;
@@ -106,7 +106,7 @@ impl Daemon {
         else {
             return;
         };
-        let result = if ground.fault(ground.profile.steps_fail) {
+        let result = if ground.is_out(&deed.step) || ground.fault(ground.profile.steps_fail) {
             ground.tally.steps_failed += 1;
             inject(ground, id);
             self.fail(ground, id, &deed.step)
@@ -197,7 +197,14 @@ impl Daemon {
         let happens = match step {
             Step::Write(_) | Step::RemoveRecord => {
                 ground.tally.writes_unknown += 1;
-                ground.random.chance(500)
+                if let Step::Write(record) = step
+                    && ground.random.chance(400)
+                {
+                    ground.write_doubtful(id, record.clone());
+                    false
+                } else {
+                    ground.random.chance(500)
+                }
             }
             // A driver cleans up what it could not start.
             Step::Launch | Step::Restore { .. } => false,
@@ -213,6 +220,9 @@ impl Daemon {
             ground.tally.images_lost += 1;
             let lost = Lost::plain(ImagePart::State, PartFault::Digest);
             return Err(StepFailure::untrusted(lost));
+        }
+        if lasting {
+            refuse(ground, id);
         }
         Err(if lasting {
             StepFailure::Lasting { why }
@@ -233,6 +243,8 @@ impl Daemon {
                 self.check_commit(ground, id, &record.phase);
                 ground.write(id, record.clone());
             }
+            Step::ReadBack => return read_back(ground, id),
+            Step::Discard { generation } => discard(ground, id, *generation),
             Step::PrepareDisks => {
                 ground.host.files.insert(id);
             }
@@ -263,16 +275,7 @@ impl Daemon {
                 ground.tally.spills += 1;
                 return Ok(Done::Image(image));
             }
-            Step::Settle { image } | Step::Verify { image } => {
-                let settled = ground.host.settle(id, *image);
-                return match settled {
-                    Ok(image) => Ok(Done::Image(image)),
-                    Err(lost) => {
-                        ground.tally.images_lost += 1;
-                        Err(StepFailure::untrusted(lost))
-                    }
-                };
-            }
+            Step::Settle { image } | Step::Verify { image } => return settle(ground, id, *image),
             Step::DropResident => {
                 if let Some(memory) = ground.host.memory.get_mut(&id) {
                     memory.resident = None;
@@ -292,6 +295,7 @@ impl Daemon {
             }
             Step::RemoveRecord => {
                 ground.store.records.remove(&id);
+                ground.store.limbo.remove(&id);
             }
             Step::FreeAddresses => self.free_addresses(id),
         }
@@ -304,9 +308,10 @@ impl Daemon {
         id: WorkloadId,
         image: MemoryImage,
     ) -> Result<Done, StepFailure> {
-        let process = ground
-            .restore(id, image)
-            .map_err(|why| StepFailure::Lasting { why })?;
+        let process = ground.restore(id, image).map_err(|why| {
+            refuse(ground, id);
+            StepFailure::Lasting { why }
+        })?;
         self.forget_crash(ground, id);
         Ok(Done::Process(process))
     }
@@ -327,8 +332,7 @@ impl Daemon {
     /// A new process: what happened to the one before explains nothing any more.
     fn forget_crash(&mut self, ground: &mut Ground, id: WorkloadId) {
         if let Some(truth) = ground.truths.get_mut(&id) {
-            truth.crashed = false;
-            truth.rebooted = false;
+            (truth.crashed, truth.rebooted, truth.refused) = (false, false, false);
         }
         if let Some(instance) = self.instances.get_mut(&id) {
             instance.exit_expected = false;
@@ -375,6 +379,36 @@ impl Daemon {
     }
 }
 
+/// Flushes memory, or compares it.
+fn settle(ground: &mut Ground, id: WorkloadId, image: MemoryImage) -> Result<Done, StepFailure> {
+    match ground.host.settle(id, image) {
+        Ok(image) => Ok(Done::Image(image)),
+        Err(lost) => {
+            ground.tally.images_lost += 1;
+            Err(StepFailure::untrusted(lost))
+        }
+    }
+}
+
+/// What can be read of the record.
+fn read_back(ground: &Ground, id: WorkloadId) -> Result<Done, StepFailure> {
+    let stored = ground.store.records.get(&id).ok_or_else(broken)?;
+    Ok(Done::Recorded(Box::new(stored.life.clone())))
+}
+
+/// Whoever reads of this image does not find it.
+fn discard(ground: &mut Ground, id: WorkloadId, generation: Generation) {
+    if let Some(memory) = ground.host.memory.get_mut(&id)
+        && memory.device_state.is_some_and(|(saved, _)| saved == generation)
+    {
+        memory.device_state = None;
+    }
+    ground.tally.discarded += 1;
+    if let Some(truth) = ground.truths.get_mut(&id) {
+        (truth.discarded, truth.committed) = (true, None);
+    }
+}
+
 fn done_if(done: bool) -> Result<Done, StepFailure> {
     if done { Ok(Done::Plain) } else { Err(broken()) }
 }
@@ -400,6 +434,13 @@ fn broken() -> StepFailure {
     }
 }
 
+/// Whoever loads the image will never do so.
+fn refuse(ground: &mut Ground, id: WorkloadId) {
+    if let Some(truth) = ground.truths.get_mut(&id) {
+        truth.refused = true;
+    }
+}
+
 fn inject(ground: &mut Ground, id: WorkloadId) {
     if let Some(truth) = ground.truths.get_mut(&id) {
         truth.injected += 1;
@@ -409,7 +450,7 @@ fn inject(ground: &mut Ground, id: WorkloadId) {
 /// How long a step takes, without a fault.
 fn duration_of(ground: &mut Ground, step: &Step) -> Duration {
     let (least, most) = match step {
-        Step::Write(_) | Step::RemoveRecord => (2, 6),
+        Step::Write(_) | Step::RemoveRecord | Step::ReadBack => (2, 6),
         Step::Launch | Step::Restore { .. } => (10, 60),
         Step::PrepareDisks | Step::RemoveFiles => (1, 30),
         Step::Save { .. } | Step::LetGo | Step::EndProcess | Step::ReleaseLink => (1, 15),
@@ -424,6 +465,7 @@ fn duration_of(ground: &mut Ground, step: &Step) -> Duration {
         | Step::Pause
         | Step::Spill { .. }
         | Step::Settle { .. }
+        | Step::Discard { .. }
         | Step::DropResident
         | Step::Resume
         | Step::Greet

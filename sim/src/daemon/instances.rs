@@ -349,6 +349,8 @@ impl Daemon {
             reason.map(|r| format!(": {r}")).unwrap_or_default()
         ));
         if let Some(before) = instance.published
+            // Another reason is told too.
+            && before != state
             && !before.may_become(state)
         {
             ground.broken(
@@ -513,7 +515,7 @@ fn explain(ground: &mut Ground, id: WorkloadId, reason: &FailReason) {
         FailReason::ProcessEnded { .. } => truth.crashed,
         FailReason::HostRebooted => truth.rebooted,
         FailReason::StartFailed { .. } | FailReason::WakeFailed { .. } | FailReason::ImageLost(_) => {
-            truth.injected > 0 || truth.crashed || truth.rebooted
+            truth.injected > 0 || truth.crashed || truth.rebooted || truth.discarded
         }
         // A simulated process that is there answers.
         FailReason::NotAnswering { .. } => false,

@@ -37,7 +37,11 @@ pub const LIMITS: Limits = Limits {
     ready: Duration::from_secs(10),
     removal_grace: Duration::from_millis(500),
     retry_pause: Duration::from_millis(20),
+    retry_pause_max: Duration::from_secs(2),
     tries: 8,
+    chore_pause: Duration::from_millis(300),
+    chore_pause_max: Duration::from_secs(5),
+    chore_tries: 12,
     waiters: 32,
 };
 
@@ -458,6 +462,8 @@ impl Daemon {
                 }
             }
         }
+        let random = &mut ground.random;
+        ground.store.reopen(|| random.chance(500));
         for truth in ground.truths.values_mut() {
             // A hold is durable soon, not at once.
             truth.held_until = None;

@@ -1,4 +1,5 @@
-//! A disk that fills up, at every write: an operation is done, or it is as if it had not been asked for.
+//! A disk that fills up, at every write: an operation is done, or it is as if it had not been asked for. And
+//! one that is mounted so that no program runs from it.
 //!
 //! The data directory is a small tmpfs of the case's own. Before an operation so much of it is filled that
 //! only a few blocks are left, one more each time, so that each of its writes is once the first that finds
@@ -15,6 +16,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use dormouse_client::v1;
 use dormouse_client::v1::InstanceState as State;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
@@ -67,6 +69,24 @@ impl Disk {
         self.place.path().join("filler")
     }
 
+    /// Lets programs of it run, or none.
+    fn execution(&self, allowed: bool) -> Result<()> {
+        let flags = if allowed {
+            MsFlags::MS_REMOUNT
+        } else {
+            MsFlags::MS_REMOUNT | MsFlags::MS_NOEXEC
+        };
+        let options = format!("size={SIZE},mode=0700");
+        mount(
+            None::<&str>,
+            self.place.path(),
+            None::<&str>,
+            flags,
+            Some(options.as_str()),
+        )
+        .context("mounting the small disk otherwise")
+    }
+
     /// Fills it until `blocks` are left.
     fn leave(&self, blocks: u64) -> Result<()> {
         self.free()?;
@@ -113,7 +133,7 @@ pub(crate) fn run(short: bool, parts: &Parts) -> Result<Tally> {
         let mut bed = Bed::with(short, parts.clone(), &environment)?;
         bed.data = disk.place.path().to_owned();
         let outcome = if sweep {
-            swept(&mut bed, &disk)
+            unexecuted(&mut bed, &disk).and_then(|()| swept(&mut bed, &disk))
         } else {
             floored(&mut bed)
         };
@@ -135,8 +155,56 @@ fn floored(bed: &mut Bed) -> Result<()> {
     })
 }
 
-fn swept(bed: &mut Bed, disk: &Disk) -> Result<()> {
+/// Monitors run from the data directory: where none can, nothing is begun that needs one.
+fn unexecuted(bed: &mut Bed, disk: &Disk) -> Result<()> {
+    const WANT: &str = "DRIVER_KEEP_NOEXEC";
     bed.import_guest_image()?;
+    let mut stopped = small("stopped");
+    stopped.start = false;
+    bed.create(stopped)?;
+    bed.asleep("asleep")?;
+    bed.running("awake")?;
+    disk.execution(false)?;
+    bed.case(AREA, "creation where no monitor runs", WANT, |bed| {
+        bed.create(small("new"))
+    })?;
+    bed.case(AREA, "start where no monitor runs", WANT, |bed| {
+        bed.ask(Verb::Start, "stopped", "")
+    })?;
+    bed.case(AREA, "wake where no monitor runs", WANT, |bed| {
+        bed.ask(Verb::Wake, "asleep", "")
+    })?;
+    bed.case(AREA, "standby where no monitor runs", "OK", |bed| {
+        bed.ask(Verb::Standby, "awake", "")
+    })?;
+    bed.case(AREA, "the doctor's word on it", "OK", |bed| {
+        let checks = bed.lab.call(|client| async move {
+            let request = v1::DoctorRequest {};
+            Ok(client.system().doctor(request).await?.into_inner().checks)
+        })?;
+        let said = checks.iter().find(|check| check.name == "programs");
+        let said = said.context("it does not look")?;
+        ensure!(
+            said.status() == v1::CheckStatus::Failed,
+            "it says {}",
+            said.detail
+        );
+        Ok(())
+    })?;
+    disk.execution(true)?;
+    for name in ["asleep", "awake"] {
+        bed.case(
+            AREA,
+            &format!("wake of {name} where monitors run again"),
+            "OK",
+            |bed| bed.ask(Verb::Wake, name, ""),
+        )?;
+        bed.remove(name)?;
+    }
+    bed.remove("stopped")
+}
+
+fn swept(bed: &mut Bed, disk: &Disk) -> Result<()> {
     let steps = if bed.short { FEW } else { LEFT };
     for &blocks in steps {
         attempt(

@@ -8,10 +8,12 @@
 //! | `flags` | flags of the command line, keys of the configuration |
 //! | `sockets` | garbage at the API's socket and at the keeper's |
 //! | `states` | each verb in each state in which it is wrong |
+//! | `damaged` | what may be asked of an instance whose record is not to be read |
 //! | `monitor` | a virtual machine monitor that answers wrong, or not |
 //! | `agent` | a guest that speaks nonsense |
+//! | `ends` | monitors that hang, daemons that are told twice or killed again and again |
 //! | `netlink` | datagrams that no kernel sends, and messages of others than the kernel |
-//! | `disk` | a disk that fills up, until a few blocks are left |
+//! | `disk` | a disk that fills up, until a few blocks are left; one from which no program runs |
 //! | `writes` | a disk that fails at each change of an operation |
 //! | `slow` | a disk whose writes and flushes take their time |
 //!
@@ -20,7 +22,9 @@
 mod agent;
 mod archive;
 mod bed;
+mod damaged;
 mod disk;
+mod ends;
 mod flags;
 mod guests;
 mod images;
@@ -57,9 +61,11 @@ const AREAS: &[Area] = &[
     ("flags", &[], flags::run),
     ("sockets", &[], sockets::run),
     ("states", &[], states::run),
+    ("damaged", &[], damaged::run),
     ("monitor", &[], monitor::run),
     ("agent", &[], agent::run),
     ("netlink", &[], netlink::run),
+    ("ends", &[], ends::run),
 ];
 
 /// An area that makes its own bed.
@@ -67,18 +73,6 @@ type OwnBed = (&'static str, fn(bool, &Parts) -> Result<Tally>);
 
 /// Those whose daemon has its data on a disk of the case's own.
 const DISKS: &[OwnBed] = &[("disk", disk::run), ("writes", writes::run), ("slow", slow::run)];
-
-/// Areas that are not in the short form, and why.
-const LONG_ONLY: &[(&str, &str)] = &[
-    (
-        "disk",
-        "a monitor that was copied onto a small disk does not find its script there yet",
-    ),
-    (
-        "writes",
-        "a sleep whose disk fails for good from its commit on still ends with a failed instance",
-    ),
-];
 
 /// Runs all areas, or with `only` those whose names have it in them; prints and writes the counts.
 pub(crate) fn run(short: bool, only: Option<&str>, json: Option<&Path>) -> Result<ExitCode> {
@@ -95,9 +89,7 @@ pub(crate) fn run(short: bool, only: Option<&str>, json: Option<&Path>) -> Resul
         }
     }
     for (name, area) in DISKS {
-        if let Some((_, why)) = LONG_ONLY.iter().find(|(left_out, _)| short && left_out == name) {
-            tally.skipped.push(format!("{name}: {why}; run by name"));
-        } else if only.is_none_or(|only| name.contains(only)) {
+        if only.is_none_or(|only| name.contains(only)) {
             println!("{name}");
             tally.take(area(short, &parts)?);
         }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use dormouse_sys::pidfd::PidFd;
 use nix::sys::signal::Signal;
 
+use super::footprint::locked;
 use super::{Lab, ms_between, tick, wait_exit};
 
 /// How long a second daemon may take to be refused.
@@ -40,6 +41,32 @@ impl Lab {
             EndOfDaemon::Asked => self.footprint.stop_daemon(),
             EndOfDaemon::Killed => self.footprint.kill_daemon(),
         }
+    }
+
+    /// Tells the daemon to end, and `pause` later once more; how it ended, and how long that took from the second.
+    pub(crate) fn end_daemon_twice(&mut self, pause: Duration) -> Result<(ExitStatus, Duration)> {
+        self.client = None;
+        let child = locked(&self.footprint.daemon).take();
+        let mut child = child.context("there is no daemon to end")?;
+        let daemon = PidFd::open(child.id()).context("opening the daemon")?;
+        let tell = || {
+            daemon
+                .signal(Signal::SIGTERM)
+                .context("telling the daemon to end")
+        };
+        tell()?;
+        let first = wait_exit(&daemon, pause);
+        let told = Instant::now();
+        if first.is_err() {
+            tell()?;
+        }
+        let ended = wait_exit(&daemon, REFUSAL_DEADLINE);
+        if ended.is_err() {
+            child.kill().context("killing the daemon")?;
+        }
+        let status = child.wait().context("waiting for the daemon")?;
+        ensure!(first.is_err(), "it ended at the first signal with {status}");
+        Ok((status, ended?.saturating_duration_since(told)))
     }
 
     /// Ends the daemon and starts the next; returns when it answers.

@@ -10,6 +10,11 @@ use netlink_packet_netfilter::conntrack::{
 };
 use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
 
+/// Messages of netlink itself have types below this (include/uapi/linux/netlink.h).
+const NLMSG_MIN_TYPE: u8 = 0x10;
+/// The second byte of a type: connection tracking (include/uapi/linux/netfilter/nfnetlink.h).
+const NFNL_SUBSYS_CTNETLINK: u8 = 1;
+
 /// How far the two must agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trust {
@@ -67,6 +72,13 @@ fn comparable(body: Body) -> Reading {
 }
 
 fn read(bytes: &[u8]) -> Option<Reading> {
+    // Of other parts of netfilter the crate reads more than we ask, and panics on some of it: an attribute of
+    // nf_tables that is shorter than its header (0.4.0).
+    let [kind, part] = *bytes.get(4..)?.first_chunk()?;
+    let is_control = part == 0 && kind < NLMSG_MIN_TYPE;
+    if !is_control && part != NFNL_SUBSYS_CTNETLINK {
+        return Some(Reading::Other);
+    }
     let message = NetlinkMessage::<NetfilterMessage>::deserialize(bytes).ok()?;
     match message.payload {
         NetlinkPayload::Done(_) => Some(Reading::Done),

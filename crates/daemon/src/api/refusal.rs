@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dormouse_model::{Fault, Kind};
+use dormouse_model::{Fault, Kind, Name};
 
 /// A field of a request that is wrong by itself.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,14 @@ pub(super) enum RequestError {
         /// Why not.
         source: dormouse_store::StoreError,
     },
+    /// The record is all that is left of an instance's, which is listed still.
+    #[error("the damaged record {key} is of the instance {name}, which is still there: remove that one")]
+    RecordNeeded {
+        /// The record's key.
+        key: String,
+        /// Under which name the instance is listed.
+        name: Name,
+    },
     /// Its task ended without an answer.
     #[error("the request was not finished")]
     Lost,
@@ -88,6 +96,7 @@ impl Fault for RequestError {
             Self::IdReused { .. } => Kind::Invalid,
             Self::UnderWay { .. } | Self::Lost | Self::Log { .. } => Kind::Unavailable,
             Self::Gone { .. } => Kind::NotFound,
+            Self::RecordNeeded { .. } => Kind::WrongState,
             Self::Store { source, .. } => source.kind(),
         }
     }
@@ -97,6 +106,7 @@ impl Fault for RequestError {
             Self::IdReused { .. } => "REQUEST_ID_REUSED",
             Self::UnderWay { .. } => "REQUEST_UNDER_WAY",
             Self::Gone { .. } => "REQUEST_TARGET_GONE",
+            Self::RecordNeeded { .. } => "RECORD_NEEDED",
             Self::Store { source, .. } => source.code(),
             Self::Lost => "REQUEST_LOST",
             Self::Log { .. } => "LOG_UNREADABLE",
@@ -110,6 +120,7 @@ impl Fault for RequestError {
     fn field(&self) -> Option<&str> {
         match self {
             Self::IdReused { .. } => Some("request_id"),
+            Self::RecordNeeded { .. } => Some("key"),
             Self::UnderWay { .. }
             | Self::Gone { .. }
             | Self::Store { .. }

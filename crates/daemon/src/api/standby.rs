@@ -1,14 +1,17 @@
 //! StandbyService.
 
+use std::time::Duration;
+
 use dormouse_instance::view::InstanceView;
 use dormouse_proto::v1;
 use dormouse_proto::v1::standby_service_server::StandbyService;
-use dormouse_standby::{Reason, StatusSnapshot};
+use dormouse_standby::{LONGEST_HOLD, Reason, StatusSnapshot};
 use tonic::{Request, Response, Status};
 
 use super::Api;
-use super::convert::{duration_to_wire, time_to_wire};
+use super::convert::{duration_from_wire, duration_to_wire, time_to_wire};
 use super::page::Page;
+use super::refusal::FieldError;
 use super::repeats::Ticket;
 use super::status::status;
 
@@ -90,6 +93,7 @@ impl StandbyService for Api {
     async fn hold(&self, request: Request<v1::HoldRequest>) -> Result<Response<v1::StandbyStatus>, Status> {
         let mut request = request.into_inner();
         let id = std::mem::take(&mut request.request_id);
+        let duration = hold_from_wire(request.duration).map_err(|error| status(&error))?;
         let asked = self.asked("Hold", id, &request)?;
         let api = self.clone();
         let work = move |ticket: Ticket| async move {
@@ -102,7 +106,8 @@ impl StandbyService for Api {
                 None => api.named(&request.instance, &request.etag)?,
             };
             if done.is_none() {
-                api.engine.hold(view.id).await.map_err(|error| status(&error))?;
+                let held = api.engine.hold(view.id, duration).await;
+                held.map_err(|error| status(&error))?;
             }
             let found = api.engine.status(view.id).await.ok_or_else(stopping)?;
             let done = ticket.done(&view.id.to_string(), Vec::new());
@@ -136,4 +141,33 @@ impl StandbyService for Api {
 
 fn stopping() -> Status {
     status(&dormouse_instance::InstanceError::ShuttingDown)
+}
+
+/// How long a hold is asked for.
+fn hold_from_wire(duration: Option<prost_types::Duration>) -> Result<Option<Duration>, FieldError> {
+    let asked = duration_from_wire("duration", duration)?;
+    if asked.is_some_and(|asked| asked > LONGEST_HOLD) {
+        return Err(FieldError::new("duration", "is longer than 24 hours"));
+    }
+    Ok(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_has_its_duration_and_a_limit() {
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        for (asked, want) in [
+            (None, Ok(None)),
+            (seconds(0), Ok(Some(Duration::ZERO))),
+            (seconds(600), Ok(Some(Duration::from_secs(600)))),
+            (seconds(86_400), Ok(Some(LONGEST_HOLD))),
+            (seconds(86_401), Err(())),
+            (seconds(-1), Err(())),
+        ] {
+            assert_eq!(hold_from_wire(asked).map_err(drop), want, "{asked:?}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use dormouse_instance::InstanceError;
 use dormouse_model::error::chain;
-use dormouse_model::{State, WorkloadId};
+use dormouse_model::{Name, State, WorkloadId};
 use dormouse_proto::v1;
 use dormouse_proto::v1::system_service_server::SystemService;
 use dormouse_store::{Damage, RecordKind, Report, StoreError};
@@ -158,6 +158,12 @@ impl SystemService for Api {
                 "is no kind of record; dormouse store quarantine ls says which there are",
             ))
         })?;
+        if kind == RecordKind::Instance
+            && let Some(name) = self.instance_of(&request.key)
+        {
+            let key = request.key;
+            return Err(status(&RequestError::RecordNeeded { key, name }));
+        }
         self.store
             .discard(kind, &request.key)
             .await
@@ -253,7 +259,7 @@ fn store_check(report: Result<Report, StoreError>) -> Check {
                 report.set_aside.len(),
                 report.newer.len() + report.unknown_kinds.len(),
             ),
-            "dormouse store check says which; dormouse store quarantine rm KIND KEY forgets one",
+            "dormouse store check says which; dormouse store quarantine rm KIND KEY forgets one of no instance",
         ),
         Ok(report) => (
             Verdict::Failed,
@@ -302,6 +308,15 @@ fn damage_to_wire(damage: &Damage) -> v1::DamagedRecord {
         kind: damage.kind.to_string(),
         key: damage.key.to_string(),
         reason: damage.reason.as_str().to_owned(),
+    }
+}
+
+impl Api {
+    /// The instance whose damaged record has this key; it is listed until it is removed.
+    fn instance_of(&self, key: &str) -> Option<Name> {
+        let damaged = self.instances.damaged();
+        let (id, _) = damaged.into_iter().find(|(id, _)| id.to_string() == key)?;
+        Some(self.instances.view(id).ok()?.spec.name)
     }
 }
 

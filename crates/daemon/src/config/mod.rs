@@ -5,6 +5,7 @@
 
 pub mod raw;
 pub mod resolve;
+mod shape;
 
 pub use raw::{RawConfig, load};
 pub use resolve::{AcceleratorChoice, Config, ConfigError, KeeperChoice, Problem};

@@ -1,5 +1,6 @@
 //! The configuration as a person writes it. Unknown keys are errors.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
@@ -7,6 +8,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
 use super::resolve::{ConfigError, Problem};
+use super::shape;
 
 /// All keys. Every text is parsed by [`super::resolve`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,7 +217,8 @@ impl Default for RawConfig {
 /// # Errors
 /// When the file cannot be read or a key is unknown or of the wrong type.
 pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
-    let mut figment = Figment::from(Serialized::defaults(RawConfig::default()));
+    let defaults = Figment::from(Serialized::defaults(RawConfig::default()));
+    let mut figment = defaults.clone();
     if let Some(path) = file {
         // Named files must exist: a daemon that runs on defaults because of a typing error is worse.
         if !path.is_file() {
@@ -228,19 +231,43 @@ pub fn load(file: Option<&Path>) -> Result<RawConfig, ConfigError> {
         }
         figment = figment.merge(Toml::file(path));
     }
-    figment
-        .merge(
-            Env::prefixed("DORMOUSE_")
-                .filter(|key| is_ours(key.as_str()))
-                .split("__"),
-        )
-        .extract()
-        .map_err(|errors| ConfigError {
-            problems: errors
-                .into_iter()
-                .map(|error| Problem::new(&error.path.join("."), error.kind.to_string()))
-                .collect(),
+    let figment = figment.merge(
+        Env::prefixed("DORMOUSE_")
+            .filter(|key| is_ours(key.as_str()))
+            .split("__"),
+    );
+    let mut problems = nameless(std::env::vars_os());
+    problems.extend(shape::problems(&figment, &defaults));
+    if !problems.is_empty() {
+        return Err(ConfigError { problems });
+    }
+    // What has no key is the file's: it is no TOML.
+    let whole = file.map(|path| path.display().to_string()).unwrap_or_default();
+    figment.extract().map_err(|errors| ConfigError {
+        problems: errors
+            .into_iter()
+            .map(|error| {
+                let key = match error.path.join(".") {
+                    key if key.is_empty() => whole.clone(),
+                    key => key,
+                };
+                Problem::new(&key, error.kind.to_string())
+            })
+            .collect(),
+    })
+}
+
+/// Variables of ours that leave out a part of a key: the layer below takes them for nobody's.
+fn nameless(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<Problem> {
+    let ours = variables.filter_map(|(name, _)| {
+        let name = name.into_string().ok()?;
+        let key = name.strip_prefix("DORMOUSE_")?;
+        key.split("__").any(str::is_empty).then(|| {
+            let what = "is no key: a part of it is empty";
+            Problem::new(&name, what.to_owned())
         })
+    });
+    ours.collect()
 }
 
 /// Whether a variable, its prefix gone, is meant for the daemon: the command line and the tests have
@@ -261,6 +288,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_variable_without_a_whole_key_is_an_error() {
+        let of = |name: &str| nameless(std::iter::once((name.into(), "1".into()))).len();
+        for name in [
+            "DORMOUSE_",
+            "DORMOUSE___",
+            "DORMOUSE_NETWORK__",
+            "DORMOUSE___IPV4_POOL",
+        ] {
+            assert_eq!(of(name), 1, "{name}");
+        }
+        for name in ["DORMOUSE_NETWORK__IPV4_POOL", "DORMOUSE", "DORMOUSELY__", "PATH"] {
+            assert_eq!(of(name), 0, "{name}");
+        }
+    }
+
+    #[test]
     fn files_override_defaults_and_unknown_keys_are_errors() {
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("config.toml");
@@ -273,9 +316,36 @@ mod tests {
         assert_eq!(config.data_directory, Path::new("/d"));
         assert_eq!(config.network.ipv4_pool, "10.9.0.0/24");
         assert_eq!(config.network.device_prefix, "dm");
-        std::fs::write(&file, "[network]\nipv4_poll = \"10.9.0.0/24\"\n").unwrap();
+        let wrong = "nothing = 1\nguest = 2\n[network]\nipv4_poll = \"10.9.0.0/24\"\nipv4_pool = 7\nname_servers = {}\n";
+        std::fs::write(&file, wrong).unwrap();
         let error = load(Some(&file)).unwrap_err();
-        assert!(error.to_string().contains("ipv4_poll"), "{error}");
+        let told: Vec<_> = (error.problems.iter())
+            .map(|problem| {
+                (
+                    problem.key.as_str(),
+                    problem.what.split([':', '(']).next().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("guest", "is a number where a table of keys belongs "),
+                ("network.ipv4_poll", "is no key"),
+                ("network.ipv4_pool", "is a number where text belongs"),
+                ("network.name_servers", "is a table of keys where a list belongs "),
+                ("nothing", "is no key"),
+            ]
+        );
+        let file_named = file.display().to_string();
+        assert!(
+            error
+                .problems
+                .iter()
+                .all(|problem| problem.what.contains(&file_named))
+        );
+        std::fs::write(&file, "[network").unwrap();
+        assert_eq!(load(Some(&file)).unwrap_err().problems[0].key, file_named);
         assert!(load(Some(&scratch.path().join("none"))).is_err());
     }
 }

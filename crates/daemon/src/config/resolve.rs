@@ -100,8 +100,8 @@ pub struct Config {
 /// One thing wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    key: String,
-    what: String,
+    pub(super) key: String,
+    pub(super) what: String,
 }
 
 impl Problem {

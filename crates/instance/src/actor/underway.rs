@@ -120,7 +120,8 @@ impl Underway {
     /// A write's place behind the write before it, and what tells the one after it. The machine may have
     /// stopped waiting for an earlier write, and begin another while that is not yet handed to the store.
     fn turn(&mut self, step: &Step) -> Option<(Option<oneshot::Receiver<()>>, oneshot::Sender<()>)> {
-        if !matches!(step, Step::Write(_) | Step::RemoveRecord) {
+        // What is read is what was written before it.
+        if !matches!(step, Step::Write(_) | Step::RemoveRecord | Step::ReadBack) {
             return None;
         }
         let (ended, wait) = oneshot::channel();

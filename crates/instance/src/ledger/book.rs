@@ -288,9 +288,9 @@ impl Book {
                 total: supply.ram.total,
             });
         }
-        let room = supply.disk.free.0.saturating_sub(self.floors.disk.0);
+        let (room, floor, promised) = self.disk_room(wants.disk, others.disk, supply);
         let too_large = matches!(demand, Demand::Create { disk } if disk > supply.disk.total);
-        if too_large || (wants.disk > Bytes(0) && all.disk.0 > room) {
+        if too_large || wants.disk.0 > room {
             let need = match demand {
                 Demand::Create { disk } if too_large => disk,
                 _ => wants.disk,
@@ -298,12 +298,31 @@ impl Book {
             return Err(LedgerError::Disk {
                 doing,
                 need,
-                promised: others.disk,
+                promised,
                 free: supply.disk.free,
-                floor: self.floors.disk,
+                floor,
             });
         }
         Ok(wants)
+    }
+
+    /// How much of the disk there is for who needs `wants` of it; and what is kept from it: the floor, and what
+    /// `others` are promised.
+    ///
+    /// A step that writes nothing but its record has the floor too, which is kept free for that: a sleeper whose
+    /// wake takes memory alone wakes on a disk that is nearly full.
+    fn disk_room(&self, wants: Bytes, others: Bytes, supply: &Supply) -> (u64, Bytes, Bytes) {
+        let (floor, promised) = if wants <= RECORD {
+            (Bytes(0), Bytes(0))
+        } else {
+            (self.floors.disk, others)
+        };
+        let free = supply.disk.free.0;
+        (
+            free.saturating_sub(floor.0).saturating_sub(promised.0),
+            floor,
+            promised,
+        )
     }
 
     /// What was promised of the disk is taken or not needed.

@@ -17,7 +17,9 @@
 //! | spill | | | what the file on tmpfs occupies |
 //! | asleep on tmpfs | what the file occupies | the same | |
 //!
-//! Every step takes a little of the disk besides, for its record.
+//! Every step takes a little of the disk besides, for its record. The floor of the disk is kept free for that:
+//! a step that takes nothing more is refused only where not even the record fits, so that a sleeper whose wake
+//! takes memory alone wakes on a disk that is nearly full.
 //!
 //! [`book`] decides, [`Ledger`] reads what the host has and asks it. The writable disk of a guest is the
 //! exception: it is sparse and may be larger than what is left. A guest that finds it full gets an error

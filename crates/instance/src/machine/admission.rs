@@ -150,7 +150,7 @@ impl Machine {
             }
             // A sleep that is being taken back does not become another one's.
             (Some(Plan::Sleep), _) if self.turn.is_some() => Answer::Refused(Refusal::Busy),
-            (Some(Plan::Unsleep), _) => Answer::Refused(Refusal::Busy),
+            (Some(Plan::Doubt | Plan::Recommit | Plan::Unsleep), _) => Answer::Refused(Refusal::Busy),
             (Some(Plan::Sleep), _) => {
                 let answer = self.wait_for(ticket, Wanted::Sleep, Answer::AlreadySo);
                 // Now somebody wants it whatever arrives.
@@ -186,6 +186,11 @@ impl Machine {
                 Answer::Refused(Refusal::Committed)
             }
             Some(Plan::Unsleep) if waits => Answer::AlreadySo,
+            // It is taken back, or what was committed is followed by a wake.
+            Some(Plan::Doubt | Plan::Recommit) if waits => {
+                self.keep_wake(why);
+                Answer::AlreadySo
+            }
             Some(Plan::LetGo) if waits => {
                 if planted(Plant::CancelAfterCommitHonoured) {
                     self.begin(now, Plan::Unsleep, out);
@@ -221,7 +226,7 @@ impl Machine {
             (None, Rest::Asleep) => {
                 let answer = self.wait_for(ticket, Wanted::Wake, Answer::Accepted);
                 if answer == Answer::Accepted {
-                    self.begin_wake(now, out);
+                    self.begin_wake(now, cause, out);
                 }
                 answer
             }
@@ -242,7 +247,7 @@ impl Machine {
                 }
                 answer
             }
-            (Some(Plan::LetGo | Plan::Leftover | Plan::Forget), _) => {
+            (Some(Plan::Doubt | Plan::Recommit | Plan::LetGo | Plan::Leftover | Plan::Forget), _) => {
                 let answer = self.wait_for(ticket, Wanted::Wake, Answer::Accepted);
                 if answer == Answer::Accepted {
                     self.wake_after = Some(cause);

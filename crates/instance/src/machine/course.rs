@@ -28,6 +28,7 @@ impl Machine {
         if self.course.is_some_and(|course| course.plan.is_background()) {
             self.cut_short(out);
         }
+        self.before_chores(plan);
         match plan {
             Plan::Start | Plan::ColdBoot => {
                 self.readiness = Readiness::Booting;
@@ -37,7 +38,6 @@ impl Machine {
                 self.wake_after = None;
             }
             Plan::Sleep => {
-                self.write_unknown = false;
                 self.wake_after = None;
                 self.exit = None;
             }
@@ -45,10 +45,13 @@ impl Machine {
             Plan::Wake => self.wake_after = None,
             Plan::Stop => self.before_stop(out),
             Plan::Delete => self.before_delete(out),
-            Plan::Unsleep
+            Plan::Doubt
+            | Plan::Recommit
+            | Plan::Unsleep
             | Plan::LetGo
             | Plan::Spill
             | Plan::Settle
+            | Plan::Amend
             | Plan::Forget
             | Plan::Release
             | Plan::Unwake
@@ -132,7 +135,9 @@ impl Machine {
             (Plan::Start, Kind::EndProcess | Kind::DropMemory) => self.dirty,
             // A caller's sleep does not ask whether there was traffic.
             (Plan::Sleep, Kind::Prove) => self.trigger.yields_to_traffic(),
-            (Plan::Unsleep, Kind::WriteRunning) | (Plan::Unwake, Kind::UnmarkConsumed) => self.write_unknown,
+            (Plan::Unsleep, Kind::WriteRunning | Kind::Discard) | (Plan::Unwake, Kind::UnmarkConsumed) => {
+                self.write_unknown
+            }
             (Plan::Wake, Kind::Verify) => self.image.is_some_and(|image| image.boot != self.settings.boot),
             (_, Kind::WriteImage) => self
                 .image
@@ -190,6 +195,7 @@ impl Machine {
                 let image = self.spilled?;
                 self.write(Phase::Standby { image })
             }
+            Kind::ReadBack => Step::ReadBack,
             Kind::WriteStopping => self.write(Phase::Stopping),
             Kind::WriteStopped => self.write(Phase::Stopped),
             Kind::WriteDeleting => self.write(Phase::Deleting),
@@ -214,6 +220,9 @@ impl Machine {
                     generation: self.record.generation,
                 }
             }
+            Kind::Discard => Step::Discard {
+                generation: self.record.generation,
+            },
             Kind::LetGo => Step::LetGo,
             Kind::Spill => Step::Spill { image: self.image? },
             Kind::DropResident => Step::DropResident,
@@ -278,27 +287,42 @@ impl Machine {
             {
                 self.image = Some(image);
             }
-            (Kind::WriteSpilled, Done::Plain) => self.image = self.spilled.take(),
+            (Kind::ReadBack, Done::Recorded(record)) => self.read_back(&record),
+            (Kind::Discard, Done::Plain) => self.discarded(),
+            (Kind::WriteSpilled, Done::Plain) => {
+                self.image = self.spilled.take();
+                self.write_unknown = false;
+            }
             // Unless meanwhile a caller joined who wants it whatever arrives.
             (Kind::Prove, Done::Traffic) if self.trigger.yields_to_traffic() => {
                 self.raise(Turn::Interrupt(CancelReason::Traffic));
             }
-            (Kind::Commit, Done::Plain) => {
-                // The commit won over whatever wanted the sleep back.
-                if let Some(Turn::Interrupt(why)) = self.turn {
-                    self.turn = None;
-                    self.keep_wake(why);
-                }
-            }
+            (Kind::Commit, Done::Plain) => self.committed(),
             (Kind::MarkConsumed, Done::Plain) => {
                 // Until the guest runs the mark can be taken back.
                 self.write_unknown = self.turn.is_some();
             }
-            (Kind::UnmarkConsumed, Done::Plain) => self.write_unknown = false,
-            (Kind::LetGo | Kind::EndProcess, Done::Plain) => self.process = None,
+            // Writes keep their order: after one that is durable nobody asks for those before it.
             (
-                Kind::Launch | Kind::Restore | Kind::Save | Kind::Spill | Kind::Settle | Kind::Verify,
-                Done::Plain | Done::Process(_) | Done::Image(_) | Done::Traffic,
+                Kind::UnmarkConsumed
+                | Kind::WriteRunning
+                | Kind::WriteImage
+                | Kind::WriteCold
+                | Kind::WriteStopping
+                | Kind::WriteStopped
+                | Kind::WriteFailed,
+                Done::Plain,
+            ) => self.write_unknown = false,
+            (Kind::LetGo | Kind::EndProcess, Done::Plain) => (self.process, self.owed) = (None, false),
+            (
+                Kind::Launch
+                | Kind::Restore
+                | Kind::Save
+                | Kind::Spill
+                | Kind::Settle
+                | Kind::Verify
+                | Kind::ReadBack,
+                Done::Plain | Done::Process(_) | Done::Image(_) | Done::Traffic | Done::Recorded(_),
             ) => {
                 return Err(StepFailure::Lasting {
                     why: "the step answered something else".to_owned(),
@@ -313,9 +337,8 @@ impl Machine {
         let Some((course, kind)) = self.current() else {
             return;
         };
-        if matches!(failure, StepFailure::Unwritten { .. })
-            && let Some(before) = self.phase_before.take()
-        {
+        let unknown = !matches!(failure, StepFailure::Unwritten { .. });
+        if !unknown && let Some(before) = self.phase_before.take() {
             self.record.phase = before;
         }
         // Nobody asks for the proof any more once a caller joined who wants this sleep whatever arrives.
@@ -340,28 +363,38 @@ impl Machine {
                 self.course = None;
                 if let StepFailure::Untrusted { lost, .. } = failure {
                     self.lose_image(now, (**lost).clone(), out);
+                } else {
+                    self.write_unknown |= unknown && matches!(kind, Kind::WriteSpilled | Kind::WriteImage);
+                    self.put_off(now);
                 }
             }
-            OnFailure::RetryThenFail | OnFailure::RetryThenSkip | OnFailure::RetryThenRest => {
-                let failures = course.failures + 1;
-                if failures < self.settings.limits.tries {
-                    let pause = self
-                        .settings
-                        .limits
-                        .retry_pause
-                        .saturating_mul(1 << failures.min(16));
-                    let wait = Wait::Retry { at: now.plus(pause) };
-                    self.course = Some(Course {
-                        wait,
-                        failures,
-                        ..course
-                    });
-                    self.take_turn(now, out);
-                } else {
-                    self.give_up(now, course, rule, failure, out);
+            OnFailure::RetryThenFail
+            | OnFailure::RetryThenOwe
+            | OnFailure::RetryThenSkip
+            | OnFailure::RetryThenRest
+            | OnFailure::Persist => {
+                let failures = course.failures.saturating_add(1);
+                let spent = failures >= course.plan.tries(kind, &self.settings.limits);
+                if spent && rule != OnFailure::Persist {
+                    return self.give_up(now, course, rule, failure, out);
+                }
+                self.retry(now, Course { failures, ..course }, out);
+                if spent {
+                    self.tell_that_it_stands_still(failure, out);
                 }
             }
         }
+    }
+
+    /// Waits for the next try, or turns.
+    fn retry(&mut self, now: MonoTime, course: Course, out: &mut Vec<Effect>) {
+        let limits = &self.settings.limits;
+        let pause = limits.retry_pause.saturating_mul(1 << course.failures.min(16));
+        let wait = Wait::Retry {
+            at: now.plus(pause.min(limits.retry_pause_max)),
+        };
+        self.course = Some(Course { wait, ..course });
+        self.take_turn(now, out);
     }
 
     fn give_up(
@@ -377,7 +410,10 @@ impl Machine {
             OnFailure::RetryThenRest => {
                 self.course = None;
                 self.settle(Wanted::Delete, &Outcome::Failed { why }, out);
+                self.put_off(now);
             }
+            OnFailure::RetryThenOwe => self.owe(now, course.plan, why, out),
+            OnFailure::RetryThenFail if self.stops_at_rest() => self.unstop(now, why, out),
             OnFailure::RetryThenFail => {
                 let reason = if matches!(course.plan, Plan::Unwake | Plan::Revive) {
                     FailReason::WakeFailed { why }
@@ -391,7 +427,11 @@ impl Machine {
                     self.bury(now, reason, out);
                 }
             }
-            OnFailure::RetryThenSkip | OnFailure::Undo | OnFailure::Skip | OnFailure::Abandon => {
+            OnFailure::RetryThenSkip
+            | OnFailure::Undo
+            | OnFailure::Skip
+            | OnFailure::Abandon
+            | OnFailure::Persist => {
                 self.course = Some(Course {
                     at: course.at + 1,
                     failures: 0,
@@ -413,13 +453,16 @@ impl Machine {
         }
         match plan {
             Plan::Sleep => {
-                self.write_unknown = unknown && kind == Kind::Commit;
                 self.undone = if matches!(self.turn, Some(Turn::Interrupt(_))) {
                     SleepEnd::Interrupted
                 } else {
                     SleepEnd::Failed { why }
                 };
-                self.begin_unsleep(now, out);
+                if unknown && kind == Kind::Commit {
+                    self.begin_doubt(now, out);
+                } else {
+                    self.begin_unsleep(now, out);
+                }
             }
             Plan::Wake => {
                 self.write_unknown |= unknown && matches!(kind, Kind::MarkConsumed | Kind::WriteImage);
@@ -445,10 +488,13 @@ impl Machine {
             Plan::Start if self.turn == Some(Turn::Stop) => self.begin_stop(now, out),
             Plan::Start => self.bury(now, FailReason::StartFailed { why }, out),
             // No other plan's failures are undone.
-            Plan::Unsleep
+            Plan::Doubt
+            | Plan::Recommit
+            | Plan::Unsleep
             | Plan::LetGo
             | Plan::Spill
             | Plan::Settle
+            | Plan::Amend
             | Plan::Forget
             | Plan::Release
             | Plan::Unwake
@@ -494,7 +540,8 @@ impl Machine {
                 Some((_, kind)) => self.emit(now, kind, out),
                 None => self.run(now, out),
             },
-            Some(Wait::Outcome { .. } | Wait::Retry { .. }) | None => {}
+            Some(Wait::Outcome { .. } | Wait::Retry { .. }) => {}
+            None => self.chore_due(now, out),
         }
         if self.ready_by.is_some_and(|by| by <= now) {
             self.ready_by = None;

@@ -205,6 +205,8 @@ pub enum Done {
     Image(MemoryImage),
     /// [`Step::Prove`]: there was traffic after all.
     Traffic,
+    /// [`Step::ReadBack`]: what the record says.
+    Recorded(Box<Record>),
 }
 
 /// Why a step failed.
@@ -299,6 +301,8 @@ pub enum Step {
     /// Replace the durable record; done when it is on disk. Writes of a workload keep their order
     /// even when the machine gave up waiting for one.
     Write(Record),
+    /// Read the durable record, behind every write of this workload that was handed on before.
+    ReadBack,
     /// Make the writable disk.
     PrepareDisks,
     /// Make the workload's link: routes to the parking device, nothing open. A link that is there
@@ -323,6 +327,12 @@ pub enum Step {
     /// Save device state, and what else of memory is not in the RAM file, as this generation.
     Save {
         /// The generation to write.
+        generation: Generation,
+    },
+    /// Remove device state and manifest of this generation, which a record may name: from here on nobody can
+    /// load it.
+    Discard {
+        /// The generation to remove.
         generation: Generation,
     },
     /// End the process, wait until nothing of the workload lives, drop its tap. The link stays shut.
@@ -381,6 +391,7 @@ impl Step {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Write(_) => "write",
+            Self::ReadBack => "read_back",
             Self::PrepareDisks => "prepare_disks",
             Self::AttachLink => "attach_link",
             Self::MakeTap => "make_tap",
@@ -391,6 +402,7 @@ impl Step {
             Self::Prove => "prove",
             Self::Pause => "pause",
             Self::Save { .. } => "save",
+            Self::Discard { .. } => "discard",
             Self::LetGo => "let_go",
             Self::Spill { .. } => "spill",
             Self::DropResident => "drop_resident",

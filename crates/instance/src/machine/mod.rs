@@ -16,7 +16,7 @@
 //!      │ stop                                 └──────────┬──────────┘
 //!      │                                                 ▼ no way back
 //!      │                                      ┌─ LetGo ──┴──────────┐
-//!      ├──────────────── Standby ◀────────────│ process and tap end │
+//!      ├──────────────── Standby ◀────────────│ process and tap end │ or are owed
 //!                         ▲  │ wake           └─────────────────────┘
 //!         ┌─ Unwake ─┐    │  ▼
 //!         │ (record),│────┘ ┌───────── Wake ──────────┐  no way back   ┌──── Revive ───┐
@@ -41,21 +41,28 @@
 //! **Sleeping**: packets park from its first step on. Up to the commit every failure, and traffic
 //! unless a caller wanted this sleep, leads back to `Running`. Traffic at a sleep that runs to its
 //! commit is kept and wakes it right after. The commit is one durable write; when nobody knows
-//! whether it happened, a record that says `Running` is written before the guest may run.
+//! whether it happened, the record is read, and before the guest may run again a record that says
+//! `Running` is written or the image goes (`doubt.rs`).
 //!
 //! **Standby**: no process. In the background the memory may move from tmpfs to disk; a wake drops
-//! that and takes what the record says is the truth.
+//! that and takes what the record says is the truth. **Committed means kept**: where the process of the
+//! sleep, or of a wake that was taken back, cannot be ended, it is a sleeper all the same, who owes that
+//! end. It is tried again in the background (`chores.rs`) and before the next wake, which begins only
+//! when nothing is left that has the image; until then packets wait and a wake is answered with the
+//! reason.
 //!
 //! **Waking**: the image is loaded into a paused guest. Until it is marked consumed, durably, every
 //! failure leads back to `Standby`; from then on the image is never loaded again, and what fails is
 //! `Failed`.
 //!
 //! **Stopping**: the guest is asked, then killed. A stop from `Standby` or `Failed` has no guest to
-//! ask and publishes the state that it began in until it ends.
+//! ask and publishes the state that it began in until it ends; when not even its record can be written it
+//! is what it was.
 //!
 //! **Failed**: with its reason; the process is ended and the link removed. Start, stop and delete work.
 //!
-//! **Deleting**: runs to its end; when a step keeps failing it rests there until asked again.
+//! **Deleting**: runs to its end; when a step keeps failing it rests there, and goes on later or when it is
+//! asked for again.
 //!
 //! **Lost images**: an image that a step finds to be other than what was saved is never loaded. The
 //! attempt is cleared away (`Unwake`); then, by policy, the workload is `Failed` with the part that is
@@ -79,7 +86,9 @@
 //! and ignored. One step is outstanding at a time; a background step that is cut short no longer is.
 
 mod admission;
+mod chores;
 mod course;
+mod doubt;
 mod interface;
 mod plan;
 mod record;
@@ -138,7 +147,7 @@ enum Rest {
     Awake,
     Asleep,
     Failed(FailReason),
-    /// A removal that gave up, until it is asked for again.
+    /// A removal that gave up, until later or until it is asked for again.
     Deleting,
     Gone,
 }
@@ -237,6 +246,11 @@ pub struct Machine {
     unwoken: WakeEnd,
     /// Whether a write that would end the old phase may or may not be durable.
     write_unknown: bool,
+    /// Of a sleeper: whether a process or a tap of it may be left, which no try could end.
+    owed: bool,
+    /// When a chore that failed is begun again, and how often it was.
+    chore_at: Option<MonoTime>,
+    chore_failures: u32,
     /// Whether something of an earlier life may be left for a start to clear.
     dirty: bool,
     wake_after: Option<WakeCause>,
@@ -274,6 +288,9 @@ impl Machine {
             unwoken: WakeEnd::Gone,
             phase_before: None,
             write_unknown: false,
+            owed: false,
+            chore_at: None,
+            chore_failures: 0,
             dirty: false,
             wake_after: None,
             grace: settings.limits.removal_grace,
@@ -389,10 +406,7 @@ impl Machine {
             Wait::Outcome { deadline, .. } => deadline,
             Wait::Retry { at } => at,
         });
-        match (course, self.ready_by) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+        [course, self.ready_by, self.chore_at].into_iter().flatten().min()
     }
 
     /// The state as others see it: a pure function of the machine's own.
@@ -403,7 +417,7 @@ impl Machine {
         }
         match self.course.map(|course| course.plan) {
             Some(Plan::Start) => State::Starting,
-            Some(Plan::Sleep | Plan::Unsleep | Plan::LetGo) => State::Sleeping,
+            Some(Plan::Sleep | Plan::Doubt | Plan::Recommit | Plan::Unsleep | Plan::LetGo) => State::Sleeping,
             Some(Plan::Wake | Plan::Unwake | Plan::Revive | Plan::ColdBoot) => State::Waking,
             Some(Plan::Stop) => self.stop_from,
             Some(Plan::Delete) => State::Deleting,
@@ -416,7 +430,8 @@ impl Machine {
                 | Plan::Leftover
                 | Plan::Forget
                 | Plan::Spill
-                | Plan::Settle,
+                | Plan::Settle
+                | Plan::Amend,
             )
             | None => self.resting_state(),
         }

@@ -22,6 +22,8 @@ pub(super) enum Kind {
     MarkConsumed,
     /// Takes back a consumed mark of which nobody knows whether it is durable.
     UnmarkConsumed,
+    /// Finds out what the record says after a commit of which nobody knows.
+    ReadBack,
     WriteStopping,
     WriteStopped,
     WriteFailed,
@@ -36,6 +38,8 @@ pub(super) enum Kind {
     Prove,
     Pause,
     Save,
+    /// Makes an image that a record may name one that nobody can load.
+    Discard,
     LetGo,
     Spill,
     DropResident,
@@ -60,6 +64,11 @@ pub(super) enum Plan {
     Start,
     /// `Running` to the commit.
     Sleep,
+    /// From a commit of which nobody knows whether it was made: the record is read, and it goes on to `LetGo` or
+    /// to `Unsleep`. The guest stays paused.
+    Doubt,
+    /// Its process ended before anybody knew of the commit: the image is whole, and the commit is all that it lacks.
+    Recommit,
     /// Back from `Sleep` to `Running`.
     Unsleep,
     /// From the commit to `Standby`.
@@ -69,6 +78,8 @@ pub(super) enum Plan {
     /// In `Standby`, in the background: memory on disk is made to outlive this boot, or shown to have
     /// outlived the last one.
     Settle,
+    /// In `Standby`, in the background: the record names the image again, of which nobody knows what it says.
+    Amend,
     /// In `Standby`: the image is lost and its files go.
     Forget,
     /// `Standby` without an image to a process that boots; the link stays shut until the guest is ready.
@@ -83,12 +94,13 @@ pub(super) enum Plan {
     Revive,
     /// In `Running`, after a restart of the daemon: the process may be paused and shut.
     Readopt,
-    /// In `Standby`, after a restart of the daemon: a process may be left of a sleep that had not
-    /// let go or of a wake that had not consumed.
+    /// In `Standby`, after a restart of the daemon or after all tries: a process may be left of a sleep that had
+    /// not let go or of a wake that had not consumed.
     Leftover,
     /// In `Running`, in the background: the agent is told the time.
     Greet,
-    /// In `Running`, in the background: the record learns that the guest is ready.
+    /// In `Running`, in the background: the record learns that the guest is ready, or that it runs when nobody
+    /// knows what the record says.
     NoteReady,
     /// To `Stopped`.
     Stop,
@@ -105,6 +117,12 @@ pub(super) enum OnFailure {
     Undo,
     /// Try again after a pause; after the last try the workload has failed.
     RetryThenFail,
+    /// Try again after a pause; after the last try it is a sleeper all the same, who owes this step: it is tried
+    /// again later, and before the next wake.
+    RetryThenOwe,
+    /// Try again after a pause, which grows to its limit and no further: to give up would be to lose a guest. Who
+    /// waits is told after as many tries as others have; a stop or a removal ends it at any time.
+    Persist,
     /// Try again after a pause; after the last try go on with the next step.
     RetryThenSkip,
     /// Try again after a pause; after the last try stop there, until somebody asks again.
@@ -132,14 +150,19 @@ impl Plan {
                 Kind::Open,
             ],
             Self::Sleep => sleep_steps(),
-            // The record first: after a commit of unknown outcome it may say `Standby`.
-            Self::Unsleep => &[Kind::WriteRunning, Kind::Resume, Kind::Open],
+            Self::Doubt => &[Kind::ReadBack],
+            Self::Recommit => &[Kind::Commit],
+            // The record first: after a commit of unknown outcome it may say `Standby`, also when it was read and
+            // said something else, because a disk that failed may bring the commit back. When it cannot be written
+            // either, the image goes: what cannot be loaded cannot be believed beside the guest.
+            Self::Unsleep => &[Kind::WriteRunning, Kind::Discard, Kind::Resume, Kind::Open],
             Self::LetGo => let_go_steps(),
             // The link outlives a daemon but not a reboot; a link that is there is left as it is.
             Self::Readopt => &[Kind::AttachLink, Kind::Resume, Kind::Open],
             Self::Leftover => &[Kind::LetGo, Kind::AttachLink],
             Self::Spill => &[Kind::Spill, Kind::WriteSpilled, Kind::DropResident],
             Self::Settle => &[Kind::Settle, Kind::WriteImage],
+            Self::Amend => &[Kind::UnmarkConsumed],
             Self::Forget => &[Kind::WriteCold, Kind::LetGo, Kind::DropMemory, Kind::AttachLink],
             // The link is there, with what is parked at it.
             Self::ColdBoot => &[
@@ -180,9 +203,11 @@ impl Plan {
     /// Whether a request may begin its own plan at once, without waiting for this one's step.
     pub(super) const fn is_background(self) -> bool {
         match self {
-            Self::Spill | Self::Settle | Self::Greet | Self::NoteReady => true,
+            Self::Spill | Self::Settle | Self::Amend | Self::Greet | Self::NoteReady => true,
             Self::Start
             | Self::Sleep
+            | Self::Doubt
+            | Self::Recommit
             | Self::Unsleep
             | Self::LetGo
             | Self::Forget
@@ -199,6 +224,14 @@ impl Plan {
         }
     }
 
+    /// How often `step` is tried.
+    pub(super) const fn tries(self, step: Kind, limits: &Limits) -> u32 {
+        match (self, step) {
+            (Self::Doubt, _) | (Self::Unsleep, Kind::WriteRunning) => limits.tries.div_ceil(2),
+            (_, _) => limits.tries,
+        }
+    }
+
     /// What a failure of `step` means.
     pub(super) const fn on_failure(self, step: Kind) -> OnFailure {
         match self {
@@ -209,6 +242,17 @@ impl Plan {
             // A sleeper without a link is not heard when it is knocked for; its image is as good as before, and the
             // wake that somebody asks for makes the link.
             Self::Leftover | Self::Forget if matches!(step, Kind::AttachLink) => OnFailure::RetryThenSkip,
+            // What was committed is kept: a process that cannot be ended now is ended later.
+            Self::LetGo | Self::Unwake | Self::Leftover | Self::Forget if matches!(step, Kind::LetGo) => {
+                OnFailure::RetryThenOwe
+            }
+            // What cannot be read may be written, and the other way round.
+            Self::Doubt => OnFailure::RetryThenSkip,
+            Self::Recommit => OnFailure::Persist,
+            Self::Unsleep if matches!(step, Kind::WriteRunning) => OnFailure::RetryThenSkip,
+            Self::Unsleep if matches!(step, Kind::Discard) => OnFailure::Persist,
+            // The record names the disk: what is left on tmpfs only takes room.
+            Self::Spill if matches!(step, Kind::DropResident) => OnFailure::RetryThenSkip,
             Self::Unsleep
             | Self::LetGo
             | Self::Forget
@@ -217,7 +261,7 @@ impl Plan {
             | Self::Revive
             | Self::Readopt
             | Self::Leftover => OnFailure::RetryThenFail,
-            Self::Spill | Self::Settle | Self::Greet | Self::NoteReady => OnFailure::Abandon,
+            Self::Spill | Self::Settle | Self::Amend | Self::Greet | Self::NoteReady => OnFailure::Abandon,
             // The kill comes next.
             Self::Stop | Self::Delete if matches!(step, Kind::Shutdown) => OnFailure::Skip,
             Self::Stop => OnFailure::RetryThenFail,
@@ -326,8 +370,16 @@ pub struct Limits {
     pub removal_grace: Duration,
     /// The pause before the first retry; doubles with each.
     pub retry_pause: Duration,
-    /// How often a step is tried.
+    /// The longest pause between tries.
+    pub retry_pause_max: Duration,
+    /// How often a step is tried; half as often one for which a guest stands still.
     pub tries: u32,
+    /// The pause before a chore of the background that failed is begun again; doubles with each failure.
+    pub chore_pause: Duration,
+    /// The longest such pause.
+    pub chore_pause_max: Duration,
+    /// How often a chore is begun again, until something else happens to the workload.
+    pub chore_tries: u32,
     /// How many requests may wait for one workload; more are refused as busy.
     pub waiters: usize,
 }
@@ -345,7 +397,11 @@ impl Limits {
         ready: Duration::from_secs(300),
         removal_grace: Duration::from_secs(2),
         retry_pause: Duration::from_millis(50),
+        retry_pause_max: Duration::from_secs(30),
         tries: 8,
+        chore_pause: Duration::from_secs(1),
+        chore_pause_max: Duration::from_secs(600),
+        chore_tries: 16,
         waiters: 32,
     };
 
@@ -364,6 +420,7 @@ impl Limits {
             | Kind::WriteStopped
             | Kind::WriteFailed
             | Kind::WriteDeleting
+            | Kind::ReadBack
             | Kind::RemoveRecord => self.write,
             Kind::AttachLink
             | Kind::MakeTap
@@ -371,6 +428,7 @@ impl Limits {
             | Kind::Shut
             | Kind::Drain
             | Kind::Pause
+            | Kind::Discard
             | Kind::LetGo
             | Kind::DropResident
             | Kind::Resume

@@ -4,10 +4,7 @@
 use dormouse_model::{FailReason, Lost, MonoTime, OnLostMemory, SleepEnd, State, WakeCause, WakeEnd};
 
 use super::plan::{Kind, Plan};
-use super::{
-    CancelReason, Effect, Exit, Kept, Machine, Outcome, Readiness, Rest, Settled, SpillPolicy, Turn, Wait,
-    Wanted,
-};
+use super::{CancelReason, Effect, Exit, Machine, Outcome, Readiness, Rest, Turn, Wait, Wanted};
 
 impl Machine {
     pub(super) fn begin_unsleep(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
@@ -21,6 +18,8 @@ impl Machine {
         // Nothing to go back to: the process ended while its commit was being tried.
         match (&self.turn, self.exit.take()) {
             (Some(Turn::Stop), _) | (_, Some(Exit::PoweredOff)) => self.begin_stop(now, out),
+            // Nobody has to run on, and nothing is missing but the commit.
+            (_, Some(Exit::Ended { .. })) if self.is_saved() => self.begin(now, Plan::Recommit, out),
             (_, Some(Exit::Ended { how })) => self.bury(now, FailReason::ProcessEnded { how }, out),
             (_, None) => {
                 let what = "a sleep is taken back and no process is known".to_owned();
@@ -87,15 +86,25 @@ impl Machine {
                 self.image = None;
                 self.lost = Some(lost);
                 let wanted = self.waiters.iter().any(|(_, wanted)| *wanted == Wanted::Wake);
-                let plan = if wanted { Plan::ColdBoot } else { Plan::Forget };
+                let plan = if wanted && !self.owed {
+                    Plan::ColdBoot
+                } else {
+                    // What may be left of the last process ends first.
+                    self.wake_after = wanted.then_some(WakeCause::Knock);
+                    Plan::Forget
+                };
                 self.begin(now, plan, out);
             }
         }
     }
 
     /// Wakes a sleeper: from its image, or without one.
-    pub(super) fn begin_wake(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
-        let plan = if self.lost.is_some() {
+    pub(super) fn begin_wake(&mut self, now: MonoTime, cause: WakeCause, out: &mut Vec<Effect>) {
+        let plan = if self.owed {
+            // Never two: what is left of the last process ends first, and the wake follows.
+            self.wake_after = Some(cause);
+            Plan::Leftover
+        } else if self.lost.is_some() {
             Plan::ColdBoot
         } else {
             Plan::Wake
@@ -136,7 +145,8 @@ impl Machine {
         match turn {
             Turn::Delete => self.begin(now, Plan::Delete, out),
             Turn::Stop => match foreground {
-                None | Some(Plan::Start | Plan::ColdBoot | Plan::Readopt | Plan::Leftover) => {
+                None
+                | Some(Plan::Start | Plan::ColdBoot | Plan::Readopt | Plan::Leftover | Plan::Recommit) => {
                     self.begin_stop(now, out);
                 }
                 Some(Plan::Sleep) if before_commit => {
@@ -145,6 +155,8 @@ impl Machine {
                     };
                     self.begin_unsleep(now, out);
                 }
+                // It stands still already: whoever stops it need not wait until it runs again.
+                Some(Plan::Unsleep) if self.stands_still() => self.begin_stop(now, out),
                 Some(_) => return false,
             },
             Turn::Fail(reason) => {
@@ -186,7 +198,9 @@ impl Machine {
 
     pub(super) fn finish(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
         match plan {
-            Plan::Sleep => return self.begin(now, Plan::LetGo, out),
+            Plan::Sleep | Plan::Recommit => return self.begin(now, Plan::LetGo, out),
+            Plan::Doubt if self.write_unknown => return self.begin_unsleep(now, out),
+            Plan::Doubt => return self.begin(now, Plan::LetGo, out),
             Plan::Wake => {
                 self.image = None;
                 return self.begin(now, Plan::Revive, out);
@@ -195,11 +209,15 @@ impl Machine {
                 self.awake(now, plan, out);
             }
             Plan::LetGo | Plan::Leftover | Plan::Unwake | Plan::Forget => self.asleep(now, plan, out),
-            Plan::Spill | Plan::Settle | Plan::Greet | Plan::NoteReady => self.course = None,
+            Plan::Spill | Plan::Settle | Plan::Amend | Plan::Greet | Plan::NoteReady => {
+                self.course = None;
+                self.next_chore_after(now, plan, out);
+            }
             Plan::Stop => {
                 self.course = None;
                 self.rest = Rest::Stopped;
                 self.dirty = false;
+                self.owed = false;
                 self.process = None;
                 (self.image, self.lost) = (None, None);
                 self.settle(Wanted::Stop, &Outcome::Done, out);
@@ -251,13 +269,13 @@ impl Machine {
             (Plan::Revive, _) => self.begin(now, Plan::Greet, out),
             (Plan::ColdBoot, Readiness::Ready) => self.begin(now, Plan::Release, out),
             (Plan::Start | Plan::Release, Readiness::Ready) => self.begin(now, Plan::NoteReady, out),
-            // Nothing is new to anybody.
-            (_, Readiness::Ready | Readiness::Booting) => {}
+            // Nothing is new to anybody, but what could not be written has to be.
+            (_, Readiness::Ready | Readiness::Booting) => self.put_off(now),
         }
     }
 
     /// A plan ended with a sleeper.
-    fn asleep(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
+    pub(super) fn asleep(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
         self.course = None;
         self.rest = Rest::Asleep;
         if plan == Plan::Unwake {
@@ -276,24 +294,14 @@ impl Machine {
         if self.take_turn(now, out) {
             return;
         }
-        if self.wake_after.is_some() {
-            return self.begin_wake(now, out);
+        if let Some(cause) = self.wake_after {
+            return self.begin_wake(now, cause, out);
         }
-        // A copy may take the place of one that a record still names.
-        if let Some(plan) = self.chore().filter(|_| !self.write_unknown) {
-            self.begin(now, plan, out);
-        }
-    }
-
-    /// What is left to do in the background for a sleeper.
-    fn chore(&self) -> Option<Plan> {
-        let image = self.image?;
-        match image.kept {
-            Kept::Resident { .. } => (self.settings.spill == SpillPolicy::Spill).then_some(Plan::Spill),
-            Kept::Spilled { .. } => {
-                let settled = image.settled != Settled::Open && image.boot == self.settings.boot;
-                (!settled).then_some(Plan::Settle)
-            }
+        if self.owed {
+            // It was tried as often as can be a moment ago.
+            self.put_off(now);
+        } else {
+            self.next_chore_after(now, plan, out);
         }
     }
 
@@ -315,6 +323,7 @@ impl Machine {
                 }),
                 // State and memory are complete: the process is not needed any more.
                 Plan::Sleep if matches!(kind, Kind::Commit | Kind::LetGo) => return,
+                Plan::Doubt | Plan::Recommit => return,
                 Plan::Sleep
                 | Plan::Unsleep
                 | Plan::Readopt
@@ -334,7 +343,7 @@ impl Machine {
                 | Plan::Stop
                 | Plan::Bury
                 | Plan::Delete => return,
-                Plan::Spill | Plan::Settle => return,
+                Plan::Spill | Plan::Settle | Plan::Amend => return,
             },
             None => match self.rest {
                 Rest::Awake => ended,
@@ -370,7 +379,9 @@ impl Machine {
                 self.turn_to(now, Turn::Interrupt(CancelReason::Traffic), out);
             }
             // Kept; whoever sees the knock in `Standby` is the engine.
-            Some(Plan::Sleep | Plan::LetGo) => self.wake_after = Some(WakeCause::Knock),
+            Some(Plan::Sleep | Plan::Doubt | Plan::Recommit | Plan::LetGo) => {
+                self.wake_after = Some(WakeCause::Knock);
+            }
             Some(_) | None => {}
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use dormouse_image::ImageError;
 use dormouse_model::{State, WorkloadId};
 use dormouse_sys::fault::Side;
 use tokio::sync::oneshot;
@@ -67,7 +68,7 @@ impl Instances {
         // The lease of `reserve` keeps the image from now on; it may have gone in between.
         if let Err(source) = rooms.images.digest_of(&remembered.view.image_digest).await {
             self.shared.forget(id);
-            return Err(image(source));
+            return Err(image(lost(source)));
         }
         fault::reach("create_record", Side::Before, id).await;
         let written = rooms.store.apply(along.put(id, &remembered.to_record())).await;
@@ -148,5 +149,30 @@ impl Instances {
             uid,
             life: Record::NEW,
         })
+    }
+}
+
+/// An image that was there a moment ago: not a wrong name, somebody removed it.
+fn lost(source: ImageError) -> ImageError {
+    if let ImageError::NotFound { reference } = source {
+        return ImageError::RemovedMeanwhile { reference };
+    }
+    source
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dormouse_model::Fault as _;
+
+    #[test]
+    fn an_image_that_was_there_was_removed() {
+        let code = |error| lost(error).code();
+        let reference = "sha256:aa".to_owned();
+        assert_eq!(
+            code(ImageError::NotFound { reference }),
+            "IMAGE_REMOVED_MEANWHILE"
+        );
+        assert_eq!(code(ImageError::Cancelled), "IMAGE_CANCELLED");
     }
 }

@@ -7,6 +7,7 @@ use dormouse_model::{Attempt, MonoTime, SleepEnd, SleepTrigger, State, WakeCause
 use tokio::sync::oneshot;
 
 use super::Instances;
+use super::preflight::Verb;
 use super::seat::{Handed, Seat};
 use crate::actor::{Asked, Command, verb};
 use crate::error::InstanceError;
@@ -104,7 +105,7 @@ impl Instances {
     pub async fn start(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
         let mut view = self.watch(id)?;
         let name = view.borrow().spec.name.clone();
-        self.can("start", id).await?;
+        self.can(Verb::Start, id).await?;
         let at = self.shared.rooms.clock.now();
         let asked = self.ask(id, Request::Start, None, at).await?;
         if let Answer::Refused(refusal) = asked.answer {
@@ -149,7 +150,7 @@ impl Instances {
         id: WorkloadId,
         trigger: SleepTrigger,
     ) -> Result<InstanceView, InstanceError> {
-        self.can("standby", id).await?;
+        self.can(Verb::Standby, id).await?;
         let (outcome, view) = self.ask_and_wait(id, Request::Sleep { trigger }).await?;
         Self::settle("standby", outcome, view)
     }
@@ -160,7 +161,7 @@ impl Instances {
     /// When its state does not allow it or it failed.
     pub async fn wake(&self, id: WorkloadId) -> Result<InstanceView, InstanceError> {
         let cause = WakeCause::Caller;
-        self.can("wake", id).await?;
+        self.can(Verb::Wake, id).await?;
         let (outcome, view) = self.ask_and_wait(id, Request::Wake { cause }).await?;
         Self::settle("wake", outcome, view)
     }

@@ -1,6 +1,9 @@
 //! What a step takes of the host: promised before the step begins, settled when it has ended.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dormouse_model::WorkloadId;
 
 use super::{Outcome, StepContext, blocking, failure};
 use crate::ledger::{Demand, private_bytes};
@@ -31,6 +34,7 @@ impl Settling {
                 Self::AtRest
             }
             Step::Write(_)
+            | Step::ReadBack
             | Step::AttachLink
             | Step::MakeTap
             | Step::Shut
@@ -38,6 +42,7 @@ impl Settling {
             | Step::Prove
             | Step::Pause
             | Step::Save { .. }
+            | Step::Discard { .. }
             | Step::Settle { .. }
             | Step::Verify { .. }
             | Step::Resume
@@ -51,34 +56,50 @@ impl Settling {
 }
 
 /// The dues of one step.
-pub(super) struct Dues {
+pub(super) struct Dues(Arc<Claim>);
+
+/// What is promised to a step. A step that is given up in the middle, at its deadline or by a defect, never
+/// says how it ended: what nobody has settled when the last who knows of it goes is given back then.
+struct Claim {
     rooms: Arc<Rooms>,
-    remembered: Remembered,
+    id: WorkloadId,
     demand: Option<Demand>,
     settling: Settling,
+    settled: AtomicBool,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // What has or had a process is settled by the step that ends it, which follows in any case.
+        let lost = self.settling == Settling::Landed && !self.settled.load(Ordering::Acquire);
+        if lost && self.demand.is_some() {
+            self.rooms.ledger.landed(self.id);
+        }
+    }
 }
 
 impl Dues {
     /// Those of `step`.
     pub(super) fn of(context: &StepContext, step: &Step) -> Self {
-        let (rooms, remembered) = (Arc::clone(&context.rooms), context.remembered.clone());
+        let (rooms, remembered) = (Arc::clone(&context.rooms), &context.remembered);
         let view = &remembered.view;
         let demand = match step {
             Step::PrepareDisks if !rooms.layout.disk(view.id).exists() => {
                 Some(Demand::Create { disk: view.spec.disk })
             }
-            Step::Launch => Some(boot(&remembered)),
-            Step::Restore { image } => Some(wake(&rooms, &remembered, home_of(image.kept))),
+            Step::Launch => Some(boot(remembered)),
+            Step::Restore { image } => Some(wake(&rooms, remembered, home_of(image.kept))),
             // The first step of a sleep: what it takes is known before anything is half done.
             Step::Shut => Some(sleep(
                 &rooms,
-                &remembered,
+                remembered,
                 context.parts.vm.as_ref().map(|vm| vm.process().pid),
             )),
             Step::Spill { .. } => Some(Demand::Spill {
                 occupied: rooms.layout.images().occupied(view.id, Home::Tmpfs),
             }),
             Step::Write(_)
+            | Step::ReadBack
             | Step::PrepareDisks
             | Step::AttachLink
             | Step::MakeTap
@@ -87,6 +108,7 @@ impl Dues {
             | Step::Prove
             | Step::Pause
             | Step::Save { .. }
+            | Step::Discard { .. }
             | Step::LetGo
             | Step::DropResident
             | Step::Settle { .. }
@@ -101,12 +123,13 @@ impl Dues {
             | Step::RemoveRecord
             | Step::FreeAddresses => None,
         };
-        Self {
+        Self(Arc::new(Claim {
+            id: view.id,
             rooms,
-            remembered,
             demand,
             settling: Settling::of(step),
-        }
+            settled: AtomicBool::new(false),
+        }))
     }
 
     /// Has them promised.
@@ -114,24 +137,32 @@ impl Dues {
     /// # Errors
     /// When the host cannot: what is missing, in words.
     pub(super) async fn promise(&self) -> Result<(), StepFailure> {
-        let Some(demand) = self.demand else { return Ok(()) };
-        let (rooms, id) = (Arc::clone(&self.rooms), self.remembered.view.id);
-        blocking(move || rooms.ledger.admit(id, demand).map_err(|error| failure(&error))).await
+        let Some(demand) = self.0.demand else {
+            return Ok(());
+        };
+        // The thread has its part of the claim: it may promise when the step was given up already.
+        let claim = Arc::clone(&self.0);
+        blocking(move || {
+            let promised = claim.rooms.ledger.admit(claim.id, demand);
+            promised.map_err(|error| failure(&error))
+        })
+        .await
     }
 
     /// Enters how it ended.
     pub(super) fn settle(&self, outcome: &Outcome) {
-        let id = self.remembered.view.id;
-        let resting = match (self.settling, outcome.is_ok()) {
+        let Claim { rooms, id, .. } = &*self.0;
+        self.0.settled.store(true, Ordering::Release);
+        let resting = match (self.0.settling, outcome.is_ok()) {
             (Settling::Nothing, _) | (Settling::AtRest, false) => return,
             (Settling::Landed, _) | (Settling::Process, true) => false,
             (Settling::Process, false) | (Settling::AtRest, true) => true,
         };
         if resting {
-            let resident = self.rooms.layout.images().occupied(id, Home::Tmpfs);
-            self.rooms.ledger.at_rest(id, resident);
+            let resident = rooms.layout.images().occupied(*id, Home::Tmpfs);
+            rooms.ledger.at_rest(*id, resident);
         } else {
-            self.rooms.ledger.landed(id);
+            rooms.ledger.landed(*id);
         }
     }
 }

@@ -7,11 +7,13 @@ use std::path::Path;
 
 use dormouse_hypervisor::ProcessIdentity;
 use dormouse_hypervisor::memory::write_back_private;
+use dormouse_model::error::chain;
 use dormouse_model::{Generation, WorkloadId};
 
-use super::{Change, Outcome, StepContext, distrust, failure, file_failure};
+use super::{Change, Outcome, StepContext, distrust, failure, file_failure, missing};
 use crate::machine::{Done, StepFailure};
 use crate::memory::{GuestRam, ImageFiles};
+use crate::record::{InstanceRecord, Remembered};
 use crate::trust::seal::Seal;
 
 impl StepContext {
@@ -66,6 +68,29 @@ impl StepContext {
 }
 
 impl StepContext {
+    /// What the store says of this instance. It answers in the order in which it was asked: behind a commit
+    /// that it was handed and of which nobody waited for the end.
+    pub(super) async fn read_back(self) -> Outcome {
+        let id = self.remembered.view.id;
+        let record = self.rooms.store.get::<InstanceRecord>(id).await;
+        let record = record.map_err(|error| failure(&error))?;
+        let remembered = match record.map(Remembered::from_record) {
+            Some(Ok(remembered)) => remembered,
+            Some(Err(error)) => return Err(StepFailure::Lasting { why: chain(&error) }),
+            None => return Err(missing("record")),
+        };
+        Ok((Done::Recorded(Box::new(remembered.life)), Change::Nothing))
+    }
+
+    /// Removes what a commit may name. That the removal outlives this boot does not matter: neither does an image
+    /// whose memory nobody has flushed.
+    pub(super) async fn discard(self, generation: Generation) -> Outcome {
+        let folder = self.rooms.layout.instance(self.remembered.view.id);
+        super::blocking(move || drop_state(&folder, generation))
+            .await
+            .map(super::plain)
+    }
+
     /// A process of the host that was preempted between asking for a route and sending may have reached
     /// the tap after it was drained, and what is in the tap's queue goes with the tap: so it is looked at
     /// again now that the guest has stopped, before anything is final.

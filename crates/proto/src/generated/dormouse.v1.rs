@@ -877,7 +877,8 @@ pub struct HoldRequest {
     /// Name, id or unique prefix of an id.
     #[prost(string, tag = "1")]
     pub instance: ::prost::alloc::string::String,
-    /// For how long; the policy's idle timeout when unset.
+    /// For how long, at most 24 hours; the policy's idle timeout when unset. A new hold replaces the one before: zero
+    /// ends it.
     #[prost(message, optional, tag = "2")]
     pub duration: ::core::option::Option<::prost_types::Duration>,
     /// Makes a repeated request harmless for 24 hours, also over a restart of the daemon: the first is not

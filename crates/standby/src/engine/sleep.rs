@@ -11,7 +11,7 @@ use super::{Engine, Turn};
 use crate::effect::{CancelWhy, Effect};
 use crate::input::ConfirmAnswer;
 use crate::roster::Place;
-use crate::workload::{self, Act, Replies, Stamp};
+use crate::workload::{self, Act, LONGEST_HOLD, Replies, Stamp};
 
 impl Engine {
     /// A slot is free for this workload: the kernel is asked first. With the slot in hand, not before,
@@ -235,7 +235,8 @@ impl Engine {
         held
     }
 
-    /// As [`Engine::hold`], for `duration` instead of one idle timeout.
+    /// As [`Engine::hold`], for `duration` instead of one idle timeout; at most [`crate::LONGEST_HOLD`], which a
+    /// longer one is cut to. None at all ends a hold.
     ///
     /// # Errors
     /// As [`Engine::hold`].
@@ -270,7 +271,7 @@ impl Engine {
         if !workload.is_followed() || !workload::keeps_hold(workload.view.state) {
             return Ok(Held::NothingToHold);
         }
-        let timeout = duration.unwrap_or(idle_timeout);
+        let timeout = duration.map_or(idle_timeout, |asked| asked.min(LONGEST_HOLD));
         let until = workload::wall_after(turn.wall, timeout);
         workload.hold = Some(Stamp {
             mono: turn.now.plus(timeout),

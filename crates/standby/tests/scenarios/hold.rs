@@ -4,7 +4,8 @@ use dormouse_model::policy::PolicySetting;
 use dormouse_model::workload::IdleRecord;
 use dormouse_model::{Attempt, SleepEnd, State, WakeEnd};
 use dormouse_standby::{
-    CancelWhy, Config, ConfirmAnswer, Effect, Held, HoldError, Input, Reason, Status, TRACKING_MODE,
+    CancelWhy, Config, ConfirmAnswer, Effect, Held, HoldError, Input, LONGEST_HOLD, Reason, Status,
+    TRACKING_MODE,
 };
 
 use crate::support::{
@@ -66,6 +67,27 @@ fn scenario_41_a_hold_extends_the_countdown_and_survives_a_listing() {
     world.sync(&[]);
     world.check(1, Status::IdleCountdown, Reason::Holding);
     assert_eq!(world.status(1).countdown_remaining, Some(secs(40)));
+}
+
+/// A duration of its own, longer than the idle timeout; ours too.
+#[test]
+fn scenario_41_a_hold_has_the_duration_that_was_asked_for() {
+    for (asked, held) in [(secs(7_200), secs(7_200)), (LONGEST_HOLD + secs(1), LONGEST_HOLD)] {
+        let mut world = World::watching_one();
+        let mut out = Vec::new();
+        let answer = world
+            .engine
+            .hold_for(world.now, world.wall, id(1), asked, &mut out);
+        let until = world.wall_after(held);
+        assert_eq!(answer, Ok(Held::Awake { until }));
+        let record = last_record(&out, 1).unwrap();
+        // The next daemon keeps the word of this one.
+        let mut world = World::new();
+        world.add_recorded(view(1), record);
+        world.sync(&[]);
+        assert_eq!(world.status(1).hold_until, Some(until));
+        assert_eq!(world.status(1).countdown_remaining, Some(held));
+    }
 }
 
 #[test]
@@ -237,7 +259,7 @@ fn scenario_50_an_expired_hold_is_not_shown() {
 }
 
 #[test]
-fn a_record_from_the_future_costs_one_whole_timeout() {
+fn a_record_from_the_future_costs_one_longest_hold() {
     let mut world = World::new();
     let record = IdleRecord {
         idle_since: Some(world.wall_after(secs(5_000))),
@@ -246,13 +268,13 @@ fn a_record_from_the_future_costs_one_whole_timeout() {
     };
     let effects = world.add_recorded(view(1), record);
     world.sync(&[]);
-    assert_eq!(world.status(1).countdown_remaining, Some(TIMEOUT));
+    assert_eq!(world.status(1).countdown_remaining, Some(LONGEST_HOLD));
     let corrected = last_record(&effects, 1).unwrap();
     assert_eq!(corrected.idle_since, Some(world.wall));
     assert_eq!(
         corrected.hold_until,
-        Some(world.wall_after(TIMEOUT)),
-        "no hold is longer than one timeout"
+        Some(world.wall_after(LONGEST_HOLD)),
+        "no hold is longer"
     );
     let attempt = world.until_sleep(1);
     assert!(attempt > Attempt::default());

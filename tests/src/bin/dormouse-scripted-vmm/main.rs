@@ -93,7 +93,8 @@ fn again(arguments: &[String]) -> io::Result<io::Error> {
         // The directory being read is one of them; it is the last.
         .count()
         .saturating_sub(1);
-    Ok(Command::new(env::current_exe()?)
+    // Not by its path: a daemon that keeps it starts it by a descriptor, and its user has no way to the place.
+    Ok(Command::new("/proc/self/exe")
         .args(arguments)
         .env("LISTEN_PID", std::process::id().to_string())
         .env("LISTEN_FDS", open.to_string())

@@ -184,6 +184,54 @@ fn what_is_too_much_is_refused_and_changes_nothing() {
     }
 }
 
+/// A disk below its floor: what writes a record only goes on, what takes room is refused.
+#[test]
+fn a_disk_that_is_nearly_full_lets_sleepers_wake_whose_wake_takes_no_room() {
+    let (size, none, all) = (Bytes::gib(1), NONE, Bytes::gib(1));
+    let with = |free| Supply {
+        disk: Room {
+            free,
+            ..supply().disk
+        },
+        ..supply()
+    };
+    let tmpfs = ram(Placement::Spill, Home::Tmpfs);
+    let spilled = ram(Placement::Spill, Home::Disk);
+    let shared = ram(Placement::Disk, Home::Disk);
+    let wake = |ram, occupied| Demand::Wake { ram, occupied };
+    let sleep = |ram| Demand::Sleep {
+        ram,
+        private: NONE,
+        occupied: NONE,
+    };
+    for (free, others, demand, admitted) in [
+        (Bytes::mib(500), none, wake(tmpfs, none), true),
+        (Bytes::mib(500), none, wake(spilled, none), true),
+        // What others are about to take is not theirs to wait for.
+        (Bytes::mib(500), Bytes::mib(900), wake(spilled, none), true),
+        (RECORD, none, wake(spilled, none), true),
+        (Bytes(RECORD.0 - 1), none, wake(spilled, none), false),
+        // Every block of its file is there, or none.
+        (Bytes::mib(500), none, wake(shared, all), true),
+        (Bytes::mib(500), none, wake(shared, none), false),
+        (Bytes::mib(500), none, Demand::Boot { ram: tmpfs }, true),
+        (Bytes::mib(500), none, Demand::Boot { ram: shared }, false),
+        (Bytes::mib(500), none, sleep(tmpfs), false),
+        (Bytes::mib(500), none, Demand::Spill { occupied: RECORD }, false),
+        (Bytes::mib(500), none, Demand::Create { disk: size }, false),
+        // The floor is above what others are promised, too.
+        (Bytes::mib(1500), Bytes::mib(500), sleep(tmpfs), false),
+        (Bytes::mib(1600), Bytes::mib(500), sleep(tmpfs), true),
+    ] {
+        let mut book = Book::new(Floors::default());
+        book.set(id(1), account(NONE, NONE, others));
+        let asked = book.admit(id(2), demand, &with(free));
+        let code = asked.as_ref().map_err(Fault::code);
+        let want = if admitted { Ok(&()) } else { Err("LEDGER_DISK") };
+        assert_eq!(code, want, "{demand:?} with {free} free and {others} promised");
+    }
+}
+
 #[test]
 fn a_sleeper_gives_back_what_it_was_promised() {
     let mut book = Book::new(Floors::default());
@@ -256,7 +304,9 @@ proptest! {
             let promised = book.promised();
             prop_assert!(promised.memory <= book.memory_budget(&supply));
             prop_assert!(promised.ram <= supply.ram.total);
-            prop_assert!(promised.disk.0 <= supply.disk.free.0 - book.floors().disk.0);
+            // Records of wakes and starts come out of the floor.
+            let records = 6 * RECORD.0;
+            prop_assert!(promised.disk.0 <= supply.disk.free.0 - book.floors().disk.0 + records);
         }
     }
 }

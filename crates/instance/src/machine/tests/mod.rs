@@ -51,6 +51,8 @@ traces! {
     commit_of_unknown_outcome,
     record_not_written,
     wake_fails,
+    let_go_fails,
+    chores,
     process_ends,
     delete_anywhere,
     recovery,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_model::{
-    Attempt, Digest, Generation, ImagePart, Lost, MonoTime, OnLostMemory, PartFault, SleepTrigger, State,
-    WakeCause,
+    Attempt, Digest, FailReason, Generation, ImagePart, Lost, MonoTime, OnLostMemory, PartFault,
+    SleepTrigger, State, WakeCause,
 };
 use proptest::prelude::*;
 
@@ -61,7 +61,11 @@ struct Host {
     /// The newest generation whose guest has run again.
     consumed: Generation,
     in_memory: Generation,
+    /// The newest generation whose files were discarded: nobody can load it, whatever names it.
+    discarded: Generation,
     gone: bool,
+    /// Whether it was a sleeper when it was last at rest.
+    asleep: bool,
 }
 
 impl Host {
@@ -84,7 +88,9 @@ impl Host {
             durable: vec![Record::NEW],
             consumed: Generation(0),
             in_memory: Generation(0),
+            discarded: Generation(0),
             gone: false,
+            asleep: false,
         }
     }
 
@@ -278,14 +284,12 @@ impl Host {
                 });
             }
             Step::Resume => {
-                let says_running = |record: &Record| matches!(record.phase, Phase::Running { .. });
-                assert!(
-                    self.durable.iter().all(says_running),
-                    "it runs and the record says {:?}",
-                    self.durable
-                );
+                self.may_run();
                 self.consumed = self.in_memory;
             }
+            Step::ReadBack => return self.read_back(),
+            Step::Discard { generation } => self.discarded = generation,
+            Step::DropMemory => self.drop_memory(),
             Step::LetGo | Step::EndProcess => self.live = None,
             Step::PrepareDisks
             | Step::AttachLink
@@ -299,12 +303,45 @@ impl Host {
             | Step::Greet
             | Step::Shutdown { .. }
             | Step::ReleaseLink
-            | Step::DropMemory
             | Step::RemoveFiles
             | Step::RemoveRecord
             | Step::FreeAddresses => {}
         }
         Done::Plain
+    }
+
+    /// Nothing that the store may say can be believed beside a guest that runs.
+    fn may_run(&self) {
+        let harmless = |record: &Record| match record.phase {
+            Phase::Running { .. } => true,
+            Phase::Standby { image } => image.generation <= self.discarded,
+            _ => false,
+        };
+        assert!(
+            self.durable.iter().all(harmless),
+            "it runs and the record says {:?}",
+            self.durable
+        );
+    }
+
+    /// What is read is durable; what is not may come back.
+    fn read_back(&mut self) -> Done {
+        let at = usize::try_from(self.now.since_boot().as_secs()).unwrap() % self.durable.len();
+        let read = self.durable[at].clone();
+        if self.durable.last() == Some(&read) {
+            self.durable = vec![read.clone()];
+        }
+        Done::Recorded(Box::new(read))
+    }
+
+    /// Committed means kept: only an image that is lost, or that is wanted no more, goes.
+    fn drop_memory(&self) {
+        let given_up = matches!(self.machine.fail_reason(), Some(FailReason::Inconsistent { .. }));
+        assert!(
+            !(self.asleep && given_up),
+            "a committed image is dropped: {:?}",
+            self.machine
+        );
     }
 
     fn spawn(&mut self) -> ProcessIdentity {
@@ -354,6 +391,13 @@ impl Host {
                     assert!(self.published.may_become(*state), "{} to {state}", self.published);
                     assert_eq!(reason.is_some(), *state == State::Failed);
                     self.published = *state;
+                    match state {
+                        State::Standby => self.asleep = true,
+                        State::Running | State::Stopped | State::Initializing | State::Starting => {
+                            self.asleep = false;
+                        }
+                        _ => {}
+                    }
                 }
                 Effect::Ended { ticket, outcome: _ } => {
                     let ended = self.tickets.entry(ticket.attempt.0).or_insert(false);

@@ -6,7 +6,7 @@
 //! new [spill|cannot-sleep|cold-boot]  a fresh machine
 //! recover PHASE [same|other-pid|rebooted|no-image] [cold-boot]
 //! start|stop|sleep|cancel|wake|delete TICKET ARGUMENT    e and c tickets: engine, caller
-//! done N [process|image|written|spilled|settled|traffic]      a step succeeded
+//! done N [process|image|written|spilled|settled|traffic|committed|uncommitted]      a step succeeded
 //! fail N [lasting|untrusted|unwritten]
 //! exit [off]   ready   knock   strange
 //! after DURATION                      time passes, then the deadline is handled if it is due
@@ -165,8 +165,14 @@ fn brought(what: &str, generation: Generation, machine: &Machine) -> Done {
             ..image
         }),
         "traffic" => Done::Traffic,
+        "committed" => recorded(Phase::Standby { image }, generation),
+        "uncommitted" => recorded(Phase::Stopped, generation),
         _ => Done::Plain,
     }
+}
+
+fn recorded(phase: Phase, generation: Generation) -> Done {
+    Done::Recorded(Box::new(Record { phase, generation }))
 }
 
 fn number(text: &str) -> Attempt {
@@ -349,6 +355,7 @@ fn step_text(step: &Step) -> String {
             Phase::Deleting => "write deleting".to_owned(),
         },
         Step::Save { generation } => format!("save generation {generation}"),
+        Step::Discard { generation } => format!("discard generation {generation}"),
         Step::Restore { image } => format!("restore generation {}", image.generation),
         Step::Shutdown { grace } => format!("shutdown {grace:?}"),
         other => other.name().to_owned(),

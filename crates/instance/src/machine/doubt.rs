@@ -1,0 +1,88 @@
+//! A commit of which nobody knows whether it was made, and a guest that stands still meanwhile.
+//!
+//! ```text
+//!  Sleep ── COMMIT: unknown ──▶ Doubt ──┬─ the record says so ──▶ LetGo
+//!                           read back   └─ it does not, or nobody can read it
+//!                                             │
+//!                                             ▼
+//!                        (no process: Recommit ──▶ LetGo)
+//!                                             │
+//!                                             ▼
+//!                        Unsleep: write Running ──┬─ written ──────────────────▶ resume, open
+//!                                                 └─ not: discard the image ──▶ resume, open, write it later
+//! ```
+//!
+//! A record that can be read and says something else may still come to say it: the disk may bring back what
+//! it seemed to have refused. So the guest runs only once a later record is durable, or the image that the
+//! commit may name can be loaded by nobody. The image that goes is one of the guest that stands here whole;
+//! should the daemon end before the record is written and the commit come back, the next one finds an image
+//! that is lost, and never two that can be believed.
+
+use dormouse_model::{MonoTime, SleepEnd, WakeEnd};
+
+use super::plan::Plan;
+use super::{Effect, Machine, Outcome, Phase, Record, StepFailure, Turn, Wanted};
+
+impl Machine {
+    /// Nobody knows of the commit: the guest stays paused until the record was read.
+    pub(super) fn begin_doubt(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
+        self.write_unknown = true;
+        self.keep_interrupt();
+        self.begin(now, Plan::Doubt, out);
+    }
+
+    /// The commit is durable: it won over whatever wanted the sleep back.
+    pub(super) fn committed(&mut self) {
+        self.write_unknown = false;
+        self.keep_interrupt();
+    }
+
+    /// Whether the image of the sleep that is under way is whole.
+    pub(super) fn is_saved(&self) -> bool {
+        self.image
+            .is_some_and(|image| image.generation == self.record.generation)
+    }
+
+    /// Who wanted the sleep back wants it awake once it has slept.
+    fn keep_interrupt(&mut self) {
+        if let Some(Turn::Interrupt(why)) = self.turn {
+            self.turn = None;
+            self.keep_wake(why);
+        }
+    }
+
+    /// What the record says.
+    pub(super) fn read_back(&mut self, record: &Record) {
+        let ours = match (&record.phase, self.image) {
+            (Phase::Standby { image }, Some(known)) => image.generation == known.generation,
+            (_, _) => false,
+        };
+        if ours {
+            self.committed();
+        }
+    }
+
+    /// The image that the record may name is gone: the guest may run.
+    pub(super) fn discarded(&mut self) {
+        if let Some(process) = self.process {
+            let readiness = self.readiness;
+            self.record.phase = Phase::Running { process, readiness };
+        }
+    }
+
+    /// Whether a guest stands still and every try to have it run on was spent.
+    pub(super) fn stands_still(&self) -> bool {
+        self.current().is_some_and(|(course, kind)| {
+            course.plan == Plan::Unsleep && course.failures >= course.plan.tries(kind, &self.settings.limits)
+        })
+    }
+
+    /// Tells who waits that it takes longer than anybody should wait for.
+    pub(super) fn tell_that_it_stands_still(&mut self, failure: &StepFailure, out: &mut Vec<Effect>) {
+        let why = failure.why().to_owned();
+        let end = SleepEnd::Failed { why: why.clone() };
+        self.settle(Wanted::Sleep, &Outcome::Sleep(end), out);
+        let end = WakeEnd::StillAsleep { why };
+        self.settle(Wanted::Wake, &Outcome::Wake(end), out);
+    }
+}
