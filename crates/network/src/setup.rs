@@ -164,11 +164,11 @@ impl Kernel {
         })
     }
 
-    fn install_rules(&self) -> Result<(), NetworkError> {
+    fn install_rules(&mut self) -> Result<(), NetworkError> {
         let name = self.config.table_name();
-        if let Some(text) = self.list_table()? {
+        if let Some((_, table)) = self.packet.get(&sources::table(&name))? {
             let mark = self.config.owner_mark();
-            if !text.contains(&format!("comment \"{mark}\"")) {
+            if !sources::has_comment(&table, &mark) {
                 return Err(NetworkError::TableInTheWay { name, mark });
             }
         }
@@ -180,8 +180,9 @@ impl Kernel {
         }
     }
 
-    fn uninstall_rules(&self) -> Result<(), NetworkError> {
-        if self.list_table()?.is_none() {
+    fn uninstall_rules(&mut self) -> Result<(), NetworkError> {
+        let table = sources::table(&self.config.table_name());
+        if self.packet.get(&table)?.is_none() {
             return Ok(());
         }
         let (success, text) = nft(&["-f", "-"], &rules::uninstall(&self.config))?;
@@ -189,19 +190,6 @@ impl Kernel {
             Ok(())
         } else {
             Err(NetworkError::Rules { text })
-        }
-    }
-
-    /// Our table as text, `None` when there is none. Without its elements: there may be many.
-    fn list_table(&self) -> Result<Option<String>, NetworkError> {
-        let (success, text) = nft(
-            &["--terse", "list", "table", "inet", &self.config.table_name()],
-            "",
-        )?;
-        match (success, text.contains("No such file or directory")) {
-            (true, _) => Ok(Some(text)),
-            (false, true) => Ok(None),
-            (false, false) => Err(NetworkError::Rules { text }),
         }
     }
 }

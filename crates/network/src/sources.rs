@@ -18,6 +18,7 @@ pub(crate) const PROTOCOL: isize = 12;
 const SUBSYSTEM: u16 = 10; // NFNL_SUBSYS_NFTABLES
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
+const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
 const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
 const REMOVE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
 const FAMILY_INET: u8 = 1; // NFPROTO_INET
@@ -126,6 +127,30 @@ fn key((tap, address): Source<'_>) -> Vec<u8> {
     key
 }
 
+/// Asks for a table, and not for what is in it: of thousands of elements nothing is read.
+pub(crate) fn table(name: &str) -> Request {
+    let mut body = vec![FAMILY_INET, 0, 0, 0];
+    body.extend(attribute(1, &[name.as_bytes(), &[0]].concat())); // NFTA_TABLE_NAME
+    Request {
+        kind: GET_TABLE,
+        flags: 0,
+        body,
+        tolerated: tolerate::ABSENT,
+        doing: "looking at the packet table",
+        about: name.to_owned(),
+    }
+}
+
+/// Whether the answer to [`table`] bears `comment` in the form that nft gives it: user data of kind 0, its
+/// length in one byte, the text with its zero.
+pub(crate) fn has_comment(answer: &[u8], comment: &str) -> bool {
+    let Ok(length) = u8::try_from(comment.len() + 1) else {
+        return false;
+    };
+    let kept = [&[0, length][..], comment.as_bytes(), &[0]].concat();
+    answer.windows(kept.len()).any(|part| part == kept)
+}
+
 /// The body of a message about elements of a set; without any, about all of them.
 fn element_list(table: &str, set: &str, sources: &[Source<'_>]) -> Vec<u8> {
     let text = |text: &str| [text.as_bytes(), &[0]].concat();
@@ -155,6 +180,17 @@ fn attribute(kind: u16, body: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_comment_is_told_from_what_only_contains_it() {
+        // NFTA_TABLE_USERDATA (6), 9 bytes: kind 0, 3 bytes of text.
+        let answer = [1, 0, 0, 0, 9, 0, 6, 0, 0, 3, b'd', b'm', 0, 0, 0, 0];
+        assert!(has_comment(&answer, "dm"));
+        for other in ["d", "m", "dmx", "", &"x".repeat(300)] {
+            assert!(!has_comment(&answer, other), "{other}");
+        }
+        assert_eq!(table("dormouse_dm").body.len(), 4 + 4 + 12);
+    }
 
     #[test]
     fn an_element_is_a_name_and_an_address() {

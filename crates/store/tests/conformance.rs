@@ -209,6 +209,26 @@ async fn unusable_keys_are_refused() {
 }
 
 #[tokio::test]
+async fn what_a_scan_shows_can_be_read_once_more_by_its_number() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, shared) in backends(&directory).await {
+        let store = Store::on(shared.clone());
+        store.put("a", &note("")).await.unwrap();
+        store.put("c", &note("three")).await.unwrap();
+        raw(&shared, "b", vec![1, 2]).await;
+        let mut seen = Vec::new();
+        let see = |number, key, record: Note| seen.push((number, key, record));
+        let scan = store.scan(see).await.unwrap();
+        let sound = [(0, Key::from("a"), note("")), (2, Key::from("c"), note("three"))];
+        assert_eq!(seen, sound, "{name}");
+        assert_eq!(scan.damaged.len(), 1, "{name}");
+        let again: Vec<_> = (0..4).map(|number| scan.get(number)).collect();
+        let wanted = [Some(note("")), None, Some(note("three")), None];
+        assert_eq!(again, wanted, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_record_that_cannot_be_moved_hides_no_other() {
     let directory = tempfile::tempdir().unwrap();
     for (name, shared) in backends(&directory).await {
