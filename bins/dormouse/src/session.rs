@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use dormouse_client::{Client, HostAddress};
+use dormouse_client::{Client, ClientError, HostAddress};
 use serde_json::Value;
 
 use crate::arguments::Global;
@@ -24,7 +24,10 @@ impl Session {
         let variable = std::env::var_os("DORMOUSE_HOST").filter(|text| !text.is_empty());
         let text = match (&global.host, variable) {
             (Some(given), _) => given.clone(),
-            (None, Some(variable)) => variable.to_string_lossy().into_owned(),
+            (None, Some(variable)) => variable.into_string().map_err(|variable| {
+                let text = variable.to_string_lossy().into_owned();
+                Failure::from(ClientError::AddressUnreadable { text })
+            })?,
             (None, None) => HostAddress::DEFAULT.to_owned(),
         };
         Ok(Self {

@@ -73,8 +73,11 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-/// Everybody reads and executes it (inode(7)).
-const FOR_ALL: u32 = 0o005;
+/// What everybody may do with a program: read and execute it (inode(7)).
+const PROGRAM_FOR_ALL: u32 = 0o005;
+
+/// And with a shared object: read it.
+const MODULE_FOR_ALL: u32 = 0o004;
 
 const PROGRAM: &str = "program";
 const MODULES: &str = "modules";
@@ -254,10 +257,10 @@ impl KeptPrograms {
         for open in [&partial, &modules] {
             fs::set_permissions(open, fs::Permissions::from_mode(0o755)).map_err(failed(open))?;
         }
-        link_or_copy(&source.program, &partial.join(PROGRAM))?;
+        link_or_copy(&source.program, &partial.join(PROGRAM), PROGRAM_FOR_ALL)?;
         for module in &source.modules {
             if let Some(name) = module.file_name() {
-                link_or_copy(module, &modules.join(name))?;
+                link_or_copy(module, &modules.join(name), MODULE_FOR_ALL)?;
             }
         }
         let data: Vec<String> = source
@@ -419,10 +422,10 @@ fn file_digest(path: &Path) -> io::Result<[u8; 32]> {
 
 /// The same file under another name, or its bytes where a link cannot be made: on another file system, or
 /// when the file has been unlinked. And where the monitors' users could not run what is linked.
-fn link_or_copy(from: &Path, to: &Path) -> Result<(), KeepError> {
+fn link_or_copy(from: &Path, to: &Path, for_all: u32) -> Result<(), KeepError> {
     let real = fs::canonicalize(from).map_err(failed(from))?;
     let mode = fs::metadata(&real).map_err(failed(&real))?.permissions().mode();
-    if mode & FOR_ALL == FOR_ALL && fs::hard_link(&real, to).is_ok() {
+    if mode & for_all == for_all && fs::hard_link(&real, to).is_ok() {
         return Ok(());
     }
     fs::copy(&real, to).map_err(failed(to))?;
@@ -479,7 +482,7 @@ mod tests {
         kept.runnable().unwrap();
         let source = source(scratch.path(), "program");
         fs::set_permissions(&source.program, fs::Permissions::from_mode(0o700)).unwrap();
-        fs::set_permissions(&source.modules[0], fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&source.modules[0], fs::Permissions::from_mode(0o644)).unwrap();
         let name = kept.keep(&source).unwrap();
         let folder = scratch.path().join("data/vmm").join(&name);
         let program = fs::metadata(folder.join(PROGRAM)).unwrap();

@@ -124,6 +124,11 @@ pub fn spawn(program: &Program<'_>) -> Result<Started, SpawnError> {
     if program.descriptors.len() > child::MAX_DESCRIPTORS {
         return Err(fail(io::Error::from_raw_os_error(libc::EMFILE)));
     }
+    let births = |entrance: &&CgroupEntrance| matches!(entrance, CgroupEntrance::Directory(_));
+    if program.cgroups.iter().filter(births).count() > 1 {
+        // A process is in one group of a hierarchy.
+        return Err(fail(io::Error::from_raw_os_error(libc::EINVAL)));
+    }
     // Above every number that the program gets, so that it can speak until the very end.
     let report_writer = above(report_writer, program.descriptors.len()).map_err(fail)?;
     let plan = child::Plan::new(program, null.as_raw_fd(), report_writer.as_raw_fd());

@@ -2,7 +2,6 @@
 //! compared after one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -12,10 +11,12 @@ use crate::memory::{GuestRam, Home, Spill, SpillEnd};
 use crate::trust::check::Check;
 use crate::trust::pace::Pace;
 
-/// How long a copy to disk lets wakes go first, in all: the memory it is of must be given back soon.
-const COPY_PATIENCE: Duration = Duration::from_secs(2);
-/// How long comparing does: nobody waits for it.
-const COMPARE_PATIENCE: Duration = Duration::from_secs(60);
+/// Whether somebody waits for a comparison.
+#[derive(Clone, Copy)]
+enum Hurry {
+    None,
+    Waited,
+}
 
 impl StepContext {
     /// Copies memory to disk, with its digest: what was copied is settled at once.
@@ -30,7 +31,7 @@ impl StepContext {
                 files: &files,
                 id,
                 uid,
-                pace: Pace::behind(cut.flag(), &precedence, COPY_PATIENCE),
+                pace: Pace::behind(cut.flag(), &precedence),
             };
             spill.run().map_err(|error| failure(&error))
         };
@@ -73,7 +74,7 @@ impl StepContext {
     /// that somebody waits for.
     pub(super) async fn settle(self, image: MemoryImage) -> Outcome {
         let turn = self.turn(&self.rooms.background.settling).await?;
-        let outcome = self.compare_memory(image, COMPARE_PATIENCE).await;
+        let outcome = self.compare_memory(image, Hurry::None).await;
         drop(turn);
         outcome
     }
@@ -92,10 +93,10 @@ impl StepContext {
 
     /// Now: somebody waits.
     pub(super) async fn verify(self, image: MemoryImage) -> Outcome {
-        self.compare_memory(image, Duration::ZERO).await
+        self.compare_memory(image, Hurry::Waited).await
     }
 
-    async fn compare_memory(&self, image: MemoryImage, patience: Duration) -> Outcome {
+    async fn compare_memory(&self, image: MemoryImage, hurry: Hurry) -> Outcome {
         let began = tokio::time::Instant::now();
         let (layout, id, boot) = (
             self.rooms.layout.clone(),
@@ -113,7 +114,10 @@ impl StepContext {
                 image,
                 boot,
             };
-            let pace = Pace::behind(cut.flag(), &precedence, patience);
+            let pace = match hurry {
+                Hurry::None => Pace::behind(cut.flag(), &precedence),
+                Hurry::Waited => Pace::straight(cut.flag()),
+            };
             check.settle(&pace).map_err(distrust)
         })
         .await?;

@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How long work that has just begun pauses: longer than most wakes take.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// How often pausing work looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -47,7 +50,8 @@ impl Precedence {
 pub struct Pace<'a> {
     cut: &'a AtomicBool,
     behind: Option<&'a Precedence>,
-    patience: Cell<Duration>,
+    began: Cell<Option<Instant>>,
+    paused: Cell<Duration>,
 }
 
 impl<'a> Pace<'a> {
@@ -57,33 +61,40 @@ impl<'a> Pace<'a> {
         Self {
             cut,
             behind: None,
-            patience: Cell::new(Duration::ZERO),
+            began: Cell::new(None),
+            paused: Cell::new(Duration::ZERO),
         }
     }
 
-    /// Behind those who wait for a guest, for at most `patience` in all: memory must be given back on a busy
-    /// host too.
+    /// Behind those who wait for a guest. It never pauses longer in all than it worked, and [`GRACE`]: where
+    /// guests are woken all the time, memory must still be given back and settled, at half the speed.
     #[must_use]
-    pub const fn behind(cut: &'a AtomicBool, precedence: &'a Precedence, patience: Duration) -> Self {
+    pub const fn behind(cut: &'a AtomicBool, precedence: &'a Precedence) -> Self {
         Self {
-            cut,
             behind: Some(precedence),
-            patience: Cell::new(patience),
+            ..Self::straight(cut)
         }
     }
 
-    /// Whether the work is still wanted; may block while others go first.
+    /// Whether the work is still wanted; may block while others go first. Called before each chunk.
     #[must_use]
     pub fn goes_on(&self) -> bool {
+        let began = self.began.get().unwrap_or_else(Instant::now);
+        self.began.set(Some(began));
         while let Some(precedence) = self.behind
-            && !self.patience.get().is_zero()
             && !self.is_cut()
         {
-            let paused = precedence.pause();
-            if paused.is_zero() {
+            let paused = self.paused.get();
+            let worked = began.elapsed().saturating_sub(paused);
+            let pause = if paused < worked + GRACE {
+                precedence.pause()
+            } else {
+                Duration::ZERO
+            };
+            if pause.is_zero() {
                 break;
             }
-            self.patience.set(self.patience.get().saturating_sub(paused));
+            self.paused.set(paused + pause);
         }
         !self.is_cut()
     }
@@ -100,15 +111,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn background_work_waits_its_patience_and_no_longer() {
+    fn background_work_pauses_and_goes_on_all_the_same() {
         let (precedence, cut) = (Precedence::default(), AtomicBool::new(false));
-        let began = Instant::now();
-        let pace = Pace::behind(&cut, &precedence, Duration::from_millis(50));
+        let pace = Pace::behind(&cut, &precedence);
         assert!(pace.goes_on(), "nobody is before it");
+        assert_eq!(pace.paused.get(), Duration::ZERO);
         precedence.claim(Duration::from_secs(3600));
         assert!(pace.goes_on());
-        assert!(began.elapsed() >= Duration::from_millis(50));
-        assert_eq!(pace.patience.get(), Duration::ZERO, "spent");
+        assert!(pace.paused.get() >= GRACE, "{:?}", pace.paused.get());
         assert!(Pace::straight(&cut).goes_on(), "who is waited for does not wait");
     }
 
@@ -116,7 +126,7 @@ mod tests {
     fn unwanted_work_ends_whoever_is_before_it() {
         let (precedence, cut) = (Precedence::default(), AtomicBool::new(true));
         precedence.claim(Duration::from_secs(3600));
-        assert!(!Pace::behind(&cut, &precedence, Duration::from_secs(3600)).goes_on());
+        assert!(!Pace::behind(&cut, &precedence).goes_on());
         assert!(!Pace::straight(&cut).goes_on());
     }
 }
