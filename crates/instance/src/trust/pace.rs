@@ -66,7 +66,7 @@ impl<'a> Pace<'a> {
         }
     }
 
-    /// Behind those who wait for a guest. It never pauses longer in all than it worked, and [`GRACE`]: where
+    /// Behind those who wait for a guest. It never pauses longer in all than it worked, and half a second: where
     /// guests are woken all the time, memory must still be given back and settled, at half the speed.
     #[must_use]
     pub const fn behind(cut: &'a AtomicBool, precedence: &'a Precedence) -> Self {
