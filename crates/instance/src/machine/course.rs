@@ -1,9 +1,7 @@
 //! How plans run: steps out, outcomes in, failures, retries.
 
 use dormouse_model::plant::{Plant, planted};
-use dormouse_model::{
-    Attempt, FailReason, ImagePart, Lost, MonoTime, OnLostMemory, PartFault, SleepEnd, State, WakeEnd,
-};
+use dormouse_model::{Attempt, FailReason, MonoTime, SleepEnd, State, WakeEnd};
 
 use super::plan::{Kind, OnFailure, Plan};
 use super::{
@@ -45,10 +43,9 @@ impl Machine {
             Plan::Wake => self.wake_after = None,
             Plan::Stop => self.before_stop(out),
             Plan::Delete => self.before_delete(out),
-            Plan::Doubt
-            | Plan::Recommit
-            | Plan::Unsleep
-            | Plan::LetGo
+            // None of them goes back to the sleep's own steps, and each may still end asleep.
+            Plan::Doubt | Plan::Recommit | Plan::Unsleep => self.keep_interrupt(),
+            Plan::LetGo
             | Plan::Spill
             | Plan::Settle
             | Plan::Amend
@@ -510,27 +507,6 @@ impl Machine {
             | Plan::Stop
             | Plan::Bury
             | Plan::Delete => {}
-        }
-    }
-
-    /// How a wake ends whose step `kind` failed.
-    fn unwoken_by(&mut self, kind: Kind, failure: &StepFailure) -> WakeEnd {
-        let why = failure.why().to_owned();
-        match failure {
-            StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => WakeEnd::StillAsleep { why },
-            StepFailure::Untrusted { lost, .. } => WakeEnd::Failed {
-                why: self.note_loss((**lost).clone()),
-            },
-            // Of the host, not of the image.
-            StepFailure::Lasting { .. } if kind != Kind::Restore => WakeEnd::StillAsleep { why },
-            // Whoever alone can load it will not: by policy that is as good as no image.
-            StepFailure::Lasting { .. } if self.settings.on_lost == OnLostMemory::ColdBoot => {
-                let lost = Lost::differs(ImagePart::State, PartFault::Refused, why, "");
-                WakeEnd::Failed {
-                    why: self.note_loss(lost),
-                }
-            }
-            StepFailure::Lasting { .. } => WakeEnd::Failed { why },
         }
     }
 

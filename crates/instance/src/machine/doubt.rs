@@ -27,7 +27,6 @@ impl Machine {
     /// Nobody knows of the commit: the guest stays paused until the record was read.
     pub(super) fn begin_doubt(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
         self.write_unknown = true;
-        self.keep_interrupt();
         self.begin(now, Plan::Doubt, out);
     }
 
@@ -50,7 +49,7 @@ impl Machine {
     }
 
     /// Who wanted the sleep back wants it awake once it has slept.
-    fn keep_interrupt(&mut self) {
+    pub(super) fn keep_interrupt(&mut self) {
         if let Some(Turn::Interrupt(why)) = self.turn {
             self.turn = None;
             self.keep_wake(why);

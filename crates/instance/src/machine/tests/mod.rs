@@ -49,6 +49,7 @@ traces! {
     sleep_interrupted,
     sleep_of_a_caller,
     commit_of_unknown_outcome,
+    interrupted_commit,
     record_not_written,
     wake_fails,
     let_go_fails,
