@@ -23,9 +23,7 @@ impl Machine {
 
     /// Begins `plan` at its step `at`. What a background plan still waits for is dropped.
     pub(super) fn begin_at(&mut self, now: MonoTime, plan: Plan, at: usize, out: &mut Vec<Effect>) {
-        if self.course.is_some_and(|course| course.plan.is_background()) {
-            self.cut_short(out);
-        }
+        self.leave_background(out);
         self.before_chores(plan);
         match plan {
             Plan::Start | Plan::ColdBoot => {
@@ -338,7 +336,9 @@ impl Machine {
             return;
         };
         let unknown = !matches!(failure, StepFailure::Unwritten { .. });
-        if !unknown && let Some(before) = self.phase_before.take() {
+        // A note of readiness that may be missing is made again.
+        let again = !unknown || course.plan == Plan::NoteReady;
+        if again && let Some(before) = self.phase_before.take() {
             self.record.phase = before;
         }
         self.write_unknown |=

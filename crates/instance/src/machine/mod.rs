@@ -251,6 +251,8 @@ pub struct Machine {
     /// When a chore that failed is begun again, and how often it was.
     chore_at: Option<MonoTime>,
     chore_failures: u32,
+    /// How often one was begun that may be left undone.
+    chores_begun: u32,
     /// Whether something of an earlier life may be left for a start to clear.
     dirty: bool,
     wake_after: Option<WakeCause>,
@@ -291,6 +293,7 @@ impl Machine {
             owed: false,
             chore_at: None,
             chore_failures: 0,
+            chores_begun: 0,
             dirty: false,
             wake_after: None,
             grace: settings.limits.removal_grace,

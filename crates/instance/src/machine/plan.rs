@@ -380,7 +380,7 @@ pub struct Limits {
     pub chore_pause: Duration,
     /// The longest such pause.
     pub chore_pause_max: Duration,
-    /// How often a chore is begun again, until something else happens to the workload.
+    /// How often a chore is begun again that the workload is whole without, until something else happens to it.
     pub chore_tries: u32,
     /// How many requests may wait for one workload; more are refused as busy.
     pub waiters: usize,
