@@ -130,9 +130,11 @@ impl Machine {
             (Plan::Start, Kind::EndProcess | Kind::DropMemory) => self.dirty,
             // A caller's sleep does not ask whether there was traffic.
             (Plan::Sleep, Kind::Prove) => self.trigger.yields_to_traffic(),
-            (Plan::Unsleep, Kind::WriteRunning | Kind::Discard) | (Plan::Unwake, Kind::UnmarkConsumed) => {
-                self.write_unknown
+            // An image that is gone already need not go again for a sleep that saved none.
+            (Plan::Unsleep, Kind::WriteRunning | Kind::Discard) => {
+                self.write_unknown && self.discarded != Some(self.record.generation)
             }
+            (Plan::Unwake, Kind::UnmarkConsumed) => self.write_unknown,
             (Plan::Wake, Kind::Verify) => self.image.is_some_and(|image| image.boot != self.settings.boot),
             (_, Kind::WriteImage) => self
                 .image
@@ -381,7 +383,7 @@ impl Machine {
                 }
                 self.retry(now, Course { failures, ..course }, out);
                 if spent {
-                    self.tell_that_it_stands_still(failure, out);
+                    self.tell_who_waits(failure, out);
                 }
             }
         }

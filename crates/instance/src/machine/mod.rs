@@ -101,7 +101,8 @@ use std::time::Duration;
 
 use dormouse_model::workload::SleepSupport;
 use dormouse_model::{
-    Attempt, FailReason, Lost, MonoTime, OnLostMemory, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd,
+    Attempt, FailReason, Generation, Lost, MonoTime, OnLostMemory, SleepEnd, SleepTrigger, State, WakeCause,
+    WakeEnd,
 };
 
 pub use interface::{
@@ -246,6 +247,8 @@ pub struct Machine {
     unwoken: WakeEnd,
     /// Whether a write that would end the old phase may or may not be durable.
     write_unknown: bool,
+    /// Of which generation the image is gone that a record of unknown outcome may name.
+    discarded: Option<Generation>,
     /// Of a sleeper: whether a process or a tap of it may be left, which no try could end.
     owed: bool,
     /// When a chore that failed is begun again, and how often it was.
@@ -290,6 +293,7 @@ impl Machine {
             unwoken: WakeEnd::Gone,
             phase_before: None,
             write_unknown: false,
+            discarded: None,
             owed: false,
             chore_at: None,
             chore_failures: 0,

@@ -180,7 +180,7 @@ impl Machine {
                     self.begin_unsleep(now, out);
                 }
                 // It stands still already: whoever stops it need not wait until it runs again.
-                Some(Plan::Unsleep) if self.stands_still() => self.begin_stop(now, out),
+                Some(Plan::Doubt | Plan::Unsleep) if self.stands_still() => self.begin_stop(now, out),
                 Some(_) => return false,
             },
             Turn::Fail(reason) => {
@@ -243,13 +243,13 @@ impl Machine {
                 self.dirty = false;
                 self.owed = false;
                 self.process = None;
-                (self.image, self.lost) = (None, None);
+                (self.image, self.lost, self.discarded) = (None, None, None);
                 self.settle(Wanted::Stop, &Outcome::Done, out);
             }
             Plan::Bury => {
                 self.course = None;
                 self.process = None;
-                (self.image, self.lost) = (None, None);
+                (self.image, self.lost, self.discarded) = (None, None, None);
                 self.publish(out);
                 self.take_turn(now, out);
             }
@@ -302,6 +302,7 @@ impl Machine {
     pub(super) fn asleep(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
         self.course = None;
         self.rest = Rest::Asleep;
+        self.discarded = None;
         if plan == Plan::Unwake {
             self.wake_after = None;
             if let Some(lost) = self.loss.take() {
@@ -322,6 +323,12 @@ impl Machine {
         let waited_for = self.waits_for(Wanted::Wake).then_some(WakeCause::Caller);
         if let Some(cause) = self.wake_after.or(waited_for) {
             return self.begin_wake(now, cause, out);
+        }
+        if plan == Plan::Leftover && self.lost.is_some() && !self.owed {
+            // What could not go while a process had it.
+            let steps = Plan::Forget.steps();
+            let at = steps.iter().position(|kind| *kind == Kind::DropMemory);
+            return self.begin_at(now, Plan::Forget, at.unwrap_or_default(), out);
         }
         if self.owed {
             // It was tried as often as can be a moment ago.

@@ -51,6 +51,7 @@ traces! {
     commit_of_unknown_outcome,
     interrupted_commit,
     record_not_written,
+    stop_in_doubt,
     wake_fails,
     let_go_fails,
     chores,
