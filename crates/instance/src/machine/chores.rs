@@ -82,7 +82,7 @@ impl Machine {
         self.chore_at = None;
         match plan {
             Plan::Spill | Plan::Settle | Plan::Leftover => {
-                self.chores_begun = self.chores_begun.saturating_add(1)
+                self.chores_begun = self.chores_begun.saturating_add(1);
             }
             Plan::Amend | Plan::Greet | Plan::NoteReady | Plan::Stop | Plan::Delete => {}
             Plan::Start
