@@ -28,6 +28,7 @@
 pub mod book;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dormouse_model::{Bytes, WallTime, WorkloadId};
@@ -67,13 +68,19 @@ impl Ledger {
         }
     }
 
-    /// Promises `id` what `demand` takes, or says what is missing; nothing has changed then.
+    /// Promises `id` what `demand` takes, or says what is missing; nothing has changed then. Nor once `given_up` is
+    /// set, which the asker may be while the host is asked what it has.
     ///
     /// # Errors
     /// The first room that is too small.
-    pub fn admit(&self, id: WorkloadId, demand: Demand) -> Result<(), LedgerError> {
+    pub fn admit(&self, id: WorkloadId, demand: Demand, given_up: &AtomicBool) -> Result<(), LedgerError> {
         let supply = self.supply();
-        self.book().admit(id, demand, &supply)
+        let mut book = self.book();
+        // Under the lock: a settlement that follows the giving up comes after a promise that does not see it.
+        if given_up.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        book.admit(id, demand, &supply)
     }
 
     /// Whether `demand` could be met now, without a promise.
@@ -200,6 +207,20 @@ mod tests {
         assert_eq!(statement.promised, Account::default());
         assert!(private_bytes(std::process::id()) < Bytes::gib(100));
         assert_eq!(private_bytes(u32::MAX), Bytes(u64::MAX));
+    }
+
+    #[test]
+    fn who_was_given_up_is_promised_nothing() {
+        let scratch = tempfile::tempdir().unwrap();
+        let id = WorkloadId::new(WallTime::from_unix_nanos(0), [0; 10]);
+        let demand = Demand::Spill { occupied: Bytes(1) };
+        for given_up in [false, true] {
+            let ledger = Ledger::new(Floors::NONE, scratch.path(), scratch.path());
+            let answer = ledger.admit(id, demand, &AtomicBool::new(given_up));
+            assert_eq!(answer, Ok(()));
+            let promised = ledger.statement().promised;
+            assert_eq!(promised == Account::default(), given_up);
+        }
     }
 
     #[test]

@@ -185,9 +185,8 @@ impl Machine {
                 self.keep_wake(why);
                 Answer::Refused(Refusal::Committed)
             }
-            Some(Plan::Unsleep) if waits => Answer::AlreadySo,
             // It is taken back, or what was committed is followed by a wake.
-            Some(Plan::Doubt | Plan::Recommit) if waits => {
+            Some(Plan::Doubt | Plan::Recommit | Plan::Unsleep) if waits => {
                 self.keep_wake(why);
                 Answer::AlreadySo
             }
@@ -234,8 +233,16 @@ impl Machine {
                 self.begin(now, Plan::Wake, out);
                 self.wait_for(ticket, Wanted::Wake, Answer::Accepted)
             }
-            (Some(Plan::Wake | Plan::Revive | Plan::Unsleep | Plan::ColdBoot | Plan::Release), _) => {
+            (Some(Plan::Wake | Plan::Revive | Plan::ColdBoot | Plan::Release), _) => {
                 self.wait_for(ticket, Wanted::Wake, Answer::AlreadySo)
+            }
+            // It is on its way, or sleeps first when its process ends before it runs on.
+            (Some(Plan::Unsleep), _) => {
+                let answer = self.wait_for(ticket, Wanted::Wake, Answer::AlreadySo);
+                if answer == Answer::AlreadySo {
+                    self.wake_after = Some(cause);
+                }
+                answer
             }
             (None, Rest::Awake) if self.shut_until_ready => {
                 self.wait_for(ticket, Wanted::Wake, Answer::AlreadySo)

@@ -1,12 +1,17 @@
-//! What is left to do in the background: begun when nothing else runs, begun again later when it failed,
-//! and given up until something else happens to the workload when it failed too often.
+//! What is left to do in the background: begun when nothing else runs, and begun again later when it failed.
 //!
 //! ```text
 //!              due, nothing runs              done
 //!   chore ───────────────────────▶ its plan ───────▶ the next one, if there is another
 //!     ▲                              │ failed
-//!     └── a pause, which doubles ◀───┘ chore_tries times; then not before the next sleep, wake or daemon
+//!     └── a pause, which doubles ◀───┘ one of the image: chore_tries times; then not before the next sleep, wake
+//!                                      or daemon. One that sets the record right, or ends what a stop or a
+//!                                      removal left: for ever
 //! ```
+//!
+//! The pause grows until no chore is left, whichever of them fails: a copy of gigabytes whose record is in doubt
+//! each time is not made each second. What a record says wrongly is worth a write each longest pause for as long
+//! as it takes: the next daemon believes it, and drops a whole image or ends a guest that runs.
 
 use dormouse_model::{MonoTime, State, WakeEnd};
 
@@ -17,19 +22,22 @@ impl Machine {
     /// The chore that comes first; `None` when nothing is left to do.
     fn chore(&self) -> Option<Plan> {
         match self.rest {
-            Rest::Awake => (self.write_unknown && self.process.is_some()).then_some(Plan::NoteReady),
-            // Before all else: nothing is done to an image while a process may have it.
-            Rest::Asleep if self.owed => Some(Plan::Leftover),
-            Rest::Asleep if self.lost.is_some() => {
-                let recorded = matches!(self.record.phase, Phase::Cold { .. });
-                (self.write_unknown || !recorded).then_some(Plan::Amend)
+            Rest::Awake => {
+                let process = self.process?;
+                let readiness = self.readiness;
+                let recorded = self.record.phase == Phase::Running { process, readiness };
+                (self.write_unknown || !recorded).then_some(Plan::NoteReady)
             }
+            // By turns, when the record is wrong too: neither waits for the other to succeed.
+            Rest::Asleep
+                if self.owed && (!self.is_misrecorded() || self.chore_failures.is_multiple_of(2)) =>
+            {
+                Some(Plan::Leftover)
+            }
+            // A copy may take the place of one that a record still names: the record first.
+            Rest::Asleep if self.is_misrecorded() => Some(Plan::Amend),
             Rest::Asleep => {
                 let image = self.image?;
-                // A copy may take the place of one that a record still names: the record first.
-                if self.write_unknown || self.record.phase != (Phase::Standby { image }) {
-                    return Some(Plan::Amend);
-                }
                 match image.kept {
                     Kept::Resident { .. } => {
                         (self.settings.spill == SpillPolicy::Spill).then_some(Plan::Spill)
@@ -46,18 +54,37 @@ impl Machine {
         }
     }
 
+    /// Of a sleeper: whether its record may say something else than what it is.
+    fn is_misrecorded(&self) -> bool {
+        let recorded = match (&self.record.phase, self.image) {
+            (Phase::Cold { .. }, _) => self.lost.is_some(),
+            (Phase::Standby { image }, known) => self.lost.is_none() && known == Some(*image),
+            (
+                Phase::Stopped
+                | Phase::Starting
+                | Phase::Running { .. }
+                | Phase::Stopping
+                | Phase::Failed { .. }
+                | Phase::Deleting,
+                _,
+            ) => false,
+        };
+        self.write_unknown || !recorded
+    }
+
+    /// Whether `plan` was begun as often as it may be until something else happens to the workload.
+    const fn is_spent(&self, plan: Plan) -> bool {
+        is_bounded(plan) && self.chores_begun > self.settings.limits.chore_tries
+    }
+
     /// `plan` is about to begin: no chore is due meanwhile, and what is no chore is a new occasion for all.
     pub(super) const fn before_chores(&mut self, plan: Plan) {
         self.chore_at = None;
         match plan {
-            Plan::Spill
-            | Plan::Settle
-            | Plan::Amend
-            | Plan::Leftover
-            | Plan::Greet
-            | Plan::NoteReady
-            | Plan::Stop
-            | Plan::Delete => {}
+            Plan::Spill | Plan::Settle | Plan::Leftover => {
+                self.chores_begun = self.chores_begun.saturating_add(1);
+            }
+            Plan::Amend | Plan::Greet | Plan::NoteReady | Plan::Stop | Plan::Delete => {}
             Plan::Start
             | Plan::Sleep
             | Plan::Doubt
@@ -71,35 +98,63 @@ impl Machine {
             | Plan::Unwake
             | Plan::Revive
             | Plan::Readopt
-            | Plan::Bury => self.chore_failures = 0,
+            | Plan::Bury => self.forget_chores(),
         }
+    }
+
+    const fn forget_chores(&mut self) {
+        (self.chore_failures, self.chores_begun) = (0, 0);
     }
 
     /// `plan` has ended well: begins the chore that follows. One that asks for itself again has not done what
     /// it is for, and waits.
     pub(super) fn next_chore_after(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
-        match self.chore() {
-            Some(next) if next != plan => {
-                self.chore_failures = 0;
-                self.begin(now, next, out);
-            }
+        let next = self.chore();
+        if is_bounded(plan) && next != Some(plan) {
+            // The others have their own tries.
+            self.chores_begun = 0;
+        }
+        match next {
+            Some(next) if self.is_spent(next) => self.forget_chores(),
+            Some(next) if next != plan => self.begin(now, next, out),
             Some(_) => self.put_off(now),
-            None => self.chore_failures = 0,
+            None => self.forget_chores(),
         }
     }
 
     /// A chore failed, or one was tried often enough in the foreground: it is begun again later.
     pub(super) fn put_off(&mut self, now: MonoTime) {
         let limits = &self.settings.limits;
-        if self.chore().is_none() || self.chore_failures >= limits.chore_tries {
-            self.chore_failures = 0;
+        let spent = self.chore().is_none_or(|chore| self.is_spent(chore));
+        // By turns, what is spent is not all that is left.
+        let misrecorded = self.rest == Rest::Asleep && self.is_misrecorded();
+        if spent && !misrecorded {
+            self.forget_chores();
             return;
         }
         let pause = limits
             .chore_pause
             .saturating_mul(1 << self.chore_failures.min(16));
         self.chore_at = Some(now.plus(pause.min(limits.chore_pause_max)));
-        self.chore_failures += 1;
+        self.chore_failures = self.chore_failures.saturating_add(1);
+    }
+
+    /// What runs in the background is not waited for any more. Nobody learns then whether a note of readiness
+    /// was made: it is made again.
+    pub(super) fn leave_background(&mut self, out: &mut Vec<Effect>) {
+        let Some(plan) = self
+            .course
+            .map(|course| course.plan)
+            .filter(|plan| plan.is_background())
+        else {
+            return;
+        };
+        self.cut_short(out);
+        if plan == Plan::NoteReady
+            && let Some(before) = self.phase_before.take()
+        {
+            self.record.phase = before;
+        }
     }
 
     /// Nothing runs and a deadline has come: perhaps that of a chore.
@@ -157,5 +212,31 @@ impl Machine {
             self.settle(Wanted::Wake, &Outcome::Wake(WakeEnd::StillAsleep { why }), out);
         }
         self.asleep(now, plan, out);
+    }
+}
+
+/// Whether `plan` is a chore that may be left undone: the workload is whole without it.
+const fn is_bounded(plan: Plan) -> bool {
+    match plan {
+        Plan::Spill | Plan::Settle | Plan::Leftover => true,
+        Plan::Start
+        | Plan::Sleep
+        | Plan::Doubt
+        | Plan::Recommit
+        | Plan::Unsleep
+        | Plan::LetGo
+        | Plan::Amend
+        | Plan::Forget
+        | Plan::ColdBoot
+        | Plan::Release
+        | Plan::Wake
+        | Plan::Unwake
+        | Plan::Revive
+        | Plan::Readopt
+        | Plan::Greet
+        | Plan::NoteReady
+        | Plan::Stop
+        | Plan::Bury
+        | Plan::Delete => false,
     }
 }

@@ -1,9 +1,7 @@
 //! How plans run: steps out, outcomes in, failures, retries.
 
 use dormouse_model::plant::{Plant, planted};
-use dormouse_model::{
-    Attempt, FailReason, ImagePart, Lost, MonoTime, OnLostMemory, PartFault, SleepEnd, State, WakeEnd,
-};
+use dormouse_model::{Attempt, FailReason, MonoTime, SleepEnd, State, WakeEnd};
 
 use super::plan::{Kind, OnFailure, Plan};
 use super::{
@@ -25,9 +23,7 @@ impl Machine {
 
     /// Begins `plan` at its step `at`. What a background plan still waits for is dropped.
     pub(super) fn begin_at(&mut self, now: MonoTime, plan: Plan, at: usize, out: &mut Vec<Effect>) {
-        if self.course.is_some_and(|course| course.plan.is_background()) {
-            self.cut_short(out);
-        }
+        self.leave_background(out);
         self.before_chores(plan);
         match plan {
             Plan::Start | Plan::ColdBoot => {
@@ -45,10 +41,9 @@ impl Machine {
             Plan::Wake => self.wake_after = None,
             Plan::Stop => self.before_stop(out),
             Plan::Delete => self.before_delete(out),
-            Plan::Doubt
-            | Plan::Recommit
-            | Plan::Unsleep
-            | Plan::LetGo
+            // None of them goes back to the sleep's own steps, and each may still end asleep.
+            Plan::Doubt | Plan::Recommit | Plan::Unsleep => self.keep_interrupt(),
+            Plan::LetGo
             | Plan::Spill
             | Plan::Settle
             | Plan::Amend
@@ -135,9 +130,11 @@ impl Machine {
             (Plan::Start, Kind::EndProcess | Kind::DropMemory) => self.dirty,
             // A caller's sleep does not ask whether there was traffic.
             (Plan::Sleep, Kind::Prove) => self.trigger.yields_to_traffic(),
-            (Plan::Unsleep, Kind::WriteRunning | Kind::Discard) | (Plan::Unwake, Kind::UnmarkConsumed) => {
-                self.write_unknown
+            // An image that is gone already need not go again for a sleep that saved none.
+            (Plan::Unsleep, Kind::WriteRunning | Kind::Discard) => {
+                self.write_unknown && self.discarded != Some(self.record.generation)
             }
+            (Plan::Unwake, Kind::UnmarkConsumed) => self.write_unknown,
             (Plan::Wake, Kind::Verify) => self.image.is_some_and(|image| image.boot != self.settings.boot),
             (_, Kind::WriteImage) => self
                 .image
@@ -341,7 +338,9 @@ impl Machine {
             return;
         };
         let unknown = !matches!(failure, StepFailure::Unwritten { .. });
-        if !unknown && let Some(before) = self.phase_before.take() {
+        // A note of readiness that may be missing is made again.
+        let again = !unknown || course.plan == Plan::NoteReady;
+        if again && let Some(before) = self.phase_before.take() {
             self.record.phase = before;
         }
         self.write_unknown |=
@@ -384,7 +383,7 @@ impl Machine {
                 }
                 self.retry(now, Course { failures, ..course }, out);
                 if spent {
-                    self.tell_that_it_stands_still(failure, out);
+                    self.tell_who_waits(failure, out);
                 }
             }
         }
@@ -510,27 +509,6 @@ impl Machine {
             | Plan::Stop
             | Plan::Bury
             | Plan::Delete => {}
-        }
-    }
-
-    /// How a wake ends whose step `kind` failed.
-    fn unwoken_by(&mut self, kind: Kind, failure: &StepFailure) -> WakeEnd {
-        let why = failure.why().to_owned();
-        match failure {
-            StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => WakeEnd::StillAsleep { why },
-            StepFailure::Untrusted { lost, .. } => WakeEnd::Failed {
-                why: self.note_loss((**lost).clone()),
-            },
-            // Of the host, not of the image.
-            StepFailure::Lasting { .. } if kind != Kind::Restore => WakeEnd::StillAsleep { why },
-            // Whoever alone can load it will not: by policy that is as good as no image.
-            StepFailure::Lasting { .. } if self.settings.on_lost == OnLostMemory::ColdBoot => {
-                let lost = Lost::differs(ImagePart::State, PartFault::Refused, why, "");
-                WakeEnd::Failed {
-                    why: self.note_loss(lost),
-                }
-            }
-            StepFailure::Lasting { .. } => WakeEnd::Failed { why },
         }
     }
 

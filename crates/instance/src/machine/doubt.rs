@@ -20,14 +20,13 @@
 
 use dormouse_model::{MonoTime, SleepEnd, WakeEnd};
 
-use super::plan::Plan;
+use super::plan::{Kind, Plan};
 use super::{Effect, Machine, Outcome, Phase, Record, StepFailure, Turn, Wanted};
 
 impl Machine {
     /// Nobody knows of the commit: the guest stays paused until the record was read.
     pub(super) fn begin_doubt(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
         self.write_unknown = true;
-        self.keep_interrupt();
         self.begin(now, Plan::Doubt, out);
     }
 
@@ -50,7 +49,7 @@ impl Machine {
     }
 
     /// Who wanted the sleep back wants it awake once it has slept.
-    fn keep_interrupt(&mut self) {
+    pub(super) fn keep_interrupt(&mut self) {
         if let Some(Turn::Interrupt(why)) = self.turn {
             self.turn = None;
             self.keep_wake(why);
@@ -59,9 +58,17 @@ impl Machine {
 
     /// What the record says.
     pub(super) fn read_back(&mut self, record: &Record) {
-        let ours = match (&record.phase, self.image) {
-            (Phase::Standby { image }, Some(known)) => image.generation == known.generation,
-            (_, _) => false,
+        let ours = match &record.phase {
+            Phase::Standby { image } => self
+                .image
+                .is_some_and(|known| known.generation == image.generation),
+            Phase::Stopped
+            | Phase::Starting
+            | Phase::Running { .. }
+            | Phase::Cold { .. }
+            | Phase::Stopping
+            | Phase::Failed { .. }
+            | Phase::Deleting => false,
         };
         if ours {
             self.committed();
@@ -71,21 +78,50 @@ impl Machine {
     /// The image that the record may name is gone: the guest may run.
     pub(super) fn discarded(&mut self) {
         self.image = None;
+        self.discarded = Some(self.record.generation);
         if let Some(process) = self.process {
             let readiness = self.readiness;
             self.record.phase = Phase::Running { process, readiness };
         }
     }
 
-    /// Whether a guest stands still and every try to have it run on was spent.
+    /// Whether a guest stands still and a stop need not wait for it to run on: it has not run since it was saved
+    /// and what it waits for is not done yet, or every try to have it run on was spent. Where the next step has it
+    /// run on it is rather asked to end than killed.
     pub(super) fn stands_still(&self) -> bool {
-        self.current().is_some_and(|(course, kind)| {
-            course.plan == Plan::Unsleep && course.failures >= course.plan.tries(kind, &self.settings.limits)
-        })
+        let Some((course, kind)) = self.current() else {
+            return false;
+        };
+        match course.plan {
+            Plan::Doubt => true,
+            Plan::Unsleep if matches!(kind, Kind::WriteRunning | Kind::Discard) => self.write_unknown,
+            Plan::Unsleep => course.failures >= course.plan.tries(kind, &self.settings.limits),
+            Plan::Start
+            | Plan::Sleep
+            | Plan::Recommit
+            | Plan::LetGo
+            | Plan::Spill
+            | Plan::Settle
+            | Plan::Amend
+            | Plan::Forget
+            | Plan::ColdBoot
+            | Plan::Release
+            | Plan::Wake
+            | Plan::Unwake
+            | Plan::Revive
+            | Plan::Readopt
+            | Plan::Leftover
+            | Plan::Greet
+            | Plan::NoteReady
+            | Plan::Stop
+            | Plan::Bury
+            | Plan::Delete => false,
+        }
     }
 
-    /// Tells who waits that it takes longer than anybody should wait for.
-    pub(super) fn tell_that_it_stands_still(&mut self, failure: &StepFailure, out: &mut Vec<Effect>) {
+    /// Tells who waits that it takes longer than anybody should wait for: a guest that stands still, or a commit that
+    /// alone is missing.
+    pub(super) fn tell_who_waits(&mut self, failure: &StepFailure, out: &mut Vec<Effect>) {
         let why = failure.why().to_owned();
         let end = SleepEnd::Failed { why: why.clone() };
         self.settle(Wanted::Sleep, &Outcome::Sleep(end), out);

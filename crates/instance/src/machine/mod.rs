@@ -101,7 +101,8 @@ use std::time::Duration;
 
 use dormouse_model::workload::SleepSupport;
 use dormouse_model::{
-    Attempt, FailReason, Lost, MonoTime, OnLostMemory, SleepEnd, SleepTrigger, State, WakeCause, WakeEnd,
+    Attempt, FailReason, Generation, Lost, MonoTime, OnLostMemory, SleepEnd, SleepTrigger, State, WakeCause,
+    WakeEnd,
 };
 
 pub use interface::{
@@ -246,11 +247,15 @@ pub struct Machine {
     unwoken: WakeEnd,
     /// Whether a write that would end the old phase may or may not be durable.
     write_unknown: bool,
+    /// Of which generation the image is gone that a record of unknown outcome may name.
+    discarded: Option<Generation>,
     /// Of a sleeper: whether a process or a tap of it may be left, which no try could end.
     owed: bool,
     /// When a chore that failed is begun again, and how often it was.
     chore_at: Option<MonoTime>,
     chore_failures: u32,
+    /// How often one was begun that may be left undone.
+    chores_begun: u32,
     /// Whether something of an earlier life may be left for a start to clear.
     dirty: bool,
     wake_after: Option<WakeCause>,
@@ -288,9 +293,11 @@ impl Machine {
             unwoken: WakeEnd::Gone,
             phase_before: None,
             write_unknown: false,
+            discarded: None,
             owed: false,
             chore_at: None,
             chore_failures: 0,
+            chores_begun: 0,
             dirty: false,
             wake_after: None,
             grace: settings.limits.removal_grace,

@@ -121,7 +121,8 @@ pub(super) enum OnFailure {
     /// again later, and before the next wake.
     RetryThenOwe,
     /// Try again after a pause, which grows to its limit and no further: to give up would be to lose a guest. Who
-    /// waits is told after as many tries as others have; a stop or a removal ends it at any time.
+    /// waits is told after as many tries as others have; a stop or a removal ends it when the try under way has ended,
+    /// at that step's deadline at the latest.
     Persist,
     /// Try again after a pause; after the last try go on with the next step.
     RetryThenSkip,
@@ -226,9 +227,30 @@ impl Plan {
 
     /// How often `step` is tried.
     pub(super) const fn tries(self, step: Kind, limits: &Limits) -> u32 {
-        match (self, step) {
-            (Self::Doubt, _) | (Self::Unsleep, Kind::WriteRunning) => limits.tries.div_ceil(2),
-            (_, _) => limits.tries,
+        match self {
+            Self::Doubt => limits.tries.div_ceil(2),
+            Self::Unsleep if matches!(step, Kind::WriteRunning) => limits.tries.div_ceil(2),
+            Self::Start
+            | Self::Sleep
+            | Self::Recommit
+            | Self::Unsleep
+            | Self::LetGo
+            | Self::Spill
+            | Self::Settle
+            | Self::Amend
+            | Self::Forget
+            | Self::ColdBoot
+            | Self::Release
+            | Self::Wake
+            | Self::Unwake
+            | Self::Revive
+            | Self::Readopt
+            | Self::Leftover
+            | Self::Greet
+            | Self::NoteReady
+            | Self::Stop
+            | Self::Bury
+            | Self::Delete => limits.tries,
         }
     }
 
@@ -380,7 +402,7 @@ pub struct Limits {
     pub chore_pause: Duration,
     /// The longest such pause.
     pub chore_pause_max: Duration,
-    /// How often a chore is begun again, until something else happens to the workload.
+    /// How often a chore is begun again that the workload is whole without, until something else happens to it.
     pub chore_tries: u32,
     /// How many requests may wait for one workload; more are refused as busy.
     pub waiters: usize,

@@ -1,17 +1,16 @@
 //! Where plans end and where they turn: what interrupts them at a step boundary, what their end
 //! makes of the workload, and what happens to it that no plan asked for.
 
-use dormouse_model::{FailReason, Lost, MonoTime, OnLostMemory, SleepEnd, State, WakeCause, WakeEnd};
+use dormouse_model::{
+    FailReason, ImagePart, Lost, MonoTime, OnLostMemory, PartFault, SleepEnd, State, WakeCause, WakeEnd,
+};
 
 use super::plan::{Kind, Plan};
-use super::{CancelReason, Effect, Exit, Machine, Outcome, Readiness, Rest, Turn, Wait, Wanted};
+use super::{CancelReason, Effect, Exit, Machine, Outcome, Readiness, Rest, StepFailure, Turn, Wait, Wanted};
 
 impl Machine {
     pub(super) fn begin_unsleep(&mut self, now: MonoTime, out: &mut Vec<Effect>) {
         if self.process.is_some() {
-            if let Some(Turn::Interrupt(_)) = self.turn {
-                self.turn = None;
-            }
             self.begin(now, Plan::Unsleep, out);
             return;
         }
@@ -78,6 +77,27 @@ impl Machine {
         why
     }
 
+    /// How a wake ends whose step `kind` failed.
+    pub(super) fn unwoken_by(&mut self, kind: Kind, failure: &StepFailure) -> WakeEnd {
+        let why = failure.why().to_owned();
+        match failure {
+            StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => WakeEnd::StillAsleep { why },
+            StepFailure::Untrusted { lost, .. } => WakeEnd::Failed {
+                why: self.note_loss((**lost).clone()),
+            },
+            // Of the host, not of the image.
+            StepFailure::Lasting { .. } if kind != Kind::Restore => WakeEnd::StillAsleep { why },
+            // Whoever alone can load it will not: by policy that is as good as no image.
+            StepFailure::Lasting { .. } if self.settings.on_lost == OnLostMemory::ColdBoot => {
+                let lost = Lost::differs(ImagePart::State, PartFault::Refused, why, "");
+                WakeEnd::Failed {
+                    why: self.note_loss(lost),
+                }
+            }
+            StepFailure::Lasting { .. } => WakeEnd::Failed { why },
+        }
+    }
+
     /// A sleeper's image is lost and nothing of an attempt to load it is left: what the policy says.
     pub(super) fn lose_image(&mut self, now: MonoTime, lost: Lost, out: &mut Vec<Effect>) {
         match self.settings.on_lost {
@@ -85,7 +105,7 @@ impl Machine {
             OnLostMemory::ColdBoot => {
                 self.image = None;
                 self.lost = Some(lost);
-                let wanted = self.waiters.iter().any(|(_, wanted)| *wanted == Wanted::Wake);
+                let wanted = self.waits_for(Wanted::Wake);
                 let plan = if wanted && !self.owed {
                     Plan::ColdBoot
                 } else {
@@ -110,6 +130,10 @@ impl Machine {
             Plan::Wake
         };
         self.begin(now, plan, out);
+    }
+
+    fn waits_for(&self, wanted: Wanted) -> bool {
+        self.waiters.iter().any(|(_, other)| *other == wanted)
     }
 
     /// Asks for a turn and takes it at once when no step is outstanding.
@@ -156,7 +180,7 @@ impl Machine {
                     self.begin_unsleep(now, out);
                 }
                 // It stands still already: whoever stops it need not wait until it runs again.
-                Some(Plan::Unsleep) if self.stands_still() => self.begin_stop(now, out),
+                Some(Plan::Doubt | Plan::Unsleep) if self.stands_still() => self.begin_stop(now, out),
                 Some(_) => return false,
             },
             Turn::Fail(reason) => {
@@ -219,13 +243,13 @@ impl Machine {
                 self.dirty = false;
                 self.owed = false;
                 self.process = None;
-                (self.image, self.lost) = (None, None);
+                (self.image, self.lost, self.discarded) = (None, None, None);
                 self.settle(Wanted::Stop, &Outcome::Done, out);
             }
             Plan::Bury => {
                 self.course = None;
                 self.process = None;
-                (self.image, self.lost) = (None, None);
+                (self.image, self.lost, self.discarded) = (None, None, None);
                 self.publish(out);
                 self.take_turn(now, out);
             }
@@ -278,6 +302,7 @@ impl Machine {
     pub(super) fn asleep(&mut self, now: MonoTime, plan: Plan, out: &mut Vec<Effect>) {
         self.course = None;
         self.rest = Rest::Asleep;
+        self.discarded = None;
         if plan == Plan::Unwake {
             self.wake_after = None;
             if let Some(lost) = self.loss.take() {
@@ -294,8 +319,16 @@ impl Machine {
         if self.take_turn(now, out) {
             return;
         }
-        if let Some(cause) = self.wake_after {
+        // Whoever waits for a wake is never left waiting for a sleeper.
+        let waited_for = self.waits_for(Wanted::Wake).then_some(WakeCause::Caller);
+        if let Some(cause) = self.wake_after.or(waited_for) {
             return self.begin_wake(now, cause, out);
+        }
+        if plan == Plan::Leftover && self.lost.is_some() && !self.owed {
+            // What could not go while a process had it.
+            let steps = Plan::Forget.steps();
+            let at = steps.iter().position(|kind| *kind == Kind::DropMemory);
+            return self.begin_at(now, Plan::Forget, at.unwrap_or_default(), out);
         }
         if self.owed {
             // It was tried as often as can be a moment ago.
@@ -385,7 +418,7 @@ impl Machine {
                 self.turn_to(now, Turn::Interrupt(CancelReason::Traffic), out);
             }
             // Kept; whoever sees the knock in `Standby` is the engine.
-            Some(Plan::Sleep | Plan::Doubt | Plan::Recommit | Plan::LetGo) => {
+            Some(Plan::Sleep | Plan::Doubt | Plan::Recommit | Plan::Unsleep | Plan::LetGo) => {
                 self.wake_after = Some(WakeCause::Knock);
             }
             Some(_) | None => {}

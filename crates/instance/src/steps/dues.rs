@@ -55,25 +55,30 @@ impl Settling {
     }
 }
 
-/// The dues of one step.
+/// The dues of one step. A step that is given up in the middle, at its deadline or by a defect, never says how it
+/// ended: its dues go then without being settled.
 pub(super) struct Dues(Arc<Claim>);
 
-/// What is promised to a step. A step that is given up in the middle, at its deadline or by a defect, never
-/// says how it ended: what nobody has settled when the last who knows of it goes is given back then.
+/// What is promised to a step. The thread that has it promised may outlive the step.
 struct Claim {
     rooms: Arc<Rooms>,
     id: WorkloadId,
     demand: Option<Demand>,
     settling: Settling,
     settled: AtomicBool,
+    /// Nothing is promised from now on: what ends the step's process may have been settled already.
+    given_up: AtomicBool,
 }
 
-impl Drop for Claim {
+impl Drop for Dues {
     fn drop(&mut self) {
+        let claim = &*self.0;
+        // First: whoever promises sees it, or has promised before and it is given back here.
+        claim.given_up.store(true, Ordering::Release);
         // What has or had a process is settled by the step that ends it, which follows in any case.
-        let lost = self.settling == Settling::Landed && !self.settled.load(Ordering::Acquire);
-        if lost && self.demand.is_some() {
-            self.rooms.ledger.landed(self.id);
+        let lost = claim.settling == Settling::Landed && !claim.settled.load(Ordering::Acquire);
+        if lost && claim.demand.is_some() {
+            claim.rooms.ledger.landed(claim.id);
         }
     }
 }
@@ -129,6 +134,7 @@ impl Dues {
             demand,
             settling: Settling::of(step),
             settled: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
         }))
     }
 
@@ -140,10 +146,13 @@ impl Dues {
         let Some(demand) = self.0.demand else {
             return Ok(());
         };
-        // The thread has its part of the claim: it may promise when the step was given up already.
+        // The thread may come that far when the step was given up already.
         let claim = Arc::clone(&self.0);
         blocking(move || {
-            let promised = claim.rooms.ledger.admit(claim.id, demand);
+            let Claim {
+                rooms, id, given_up, ..
+            } = &*claim;
+            let promised = rooms.ledger.admit(*id, demand, given_up);
             promised.map_err(|error| failure(&error))
         })
         .await

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use crate::machine::{
     Answer, Asker, BootId, CancelReason, Done, Effect, Exit, Expected, Input, Kept, Machine, MemoryImage,
-    Phase, ProcessIdentity, Record, Removal, Request, Settled, Step, StepFailure, Ticket,
+    Phase, ProcessIdentity, Readiness, Record, Removal, Request, Settled, Step, StepFailure, Ticket,
 };
 
 const BOOT: BootId = BootId(1);
@@ -344,6 +344,19 @@ impl Host {
         );
     }
 
+    /// Whether the next daemon would find what is, of a workload that runs or sleeps.
+    fn says_what_is(&self, record: &Record) -> bool {
+        match (&record.phase, self.published) {
+            (Phase::Running { process, readiness }, State::Running) => {
+                self.live == Some(*process) && *readiness == Readiness::Ready
+            }
+            (Phase::Standby { image }, State::Standby) => self.machine.image() == Some(*image),
+            (Phase::Cold { .. }, State::Standby) => self.machine.lost().is_some(),
+            (_, State::Running | State::Standby) => false,
+            (_, _) => true,
+        }
+    }
+
     fn spawn(&mut self) -> ProcessIdentity {
         assert_eq!(self.live, None, "never two copies");
         let process = ProcessIdentity {
@@ -428,6 +441,12 @@ impl Host {
             }
         }
         assert_eq!(self.machine.next_deadline(), None);
+        assert!(
+            self.durable.iter().all(|record| self.says_what_is(record)),
+            "{} and the record says {:?}",
+            self.published,
+            self.durable
+        );
         let open: Vec<_> = self.tickets.iter().filter(|(_, ended)| !**ended).collect();
         assert!(open.is_empty(), "still open: {open:?} in {:?}", self.machine);
         let runs = matches!(self.published, State::Running | State::Initializing);
