@@ -149,6 +149,10 @@ impl Machine {
         else {
             return;
         };
+        // What was being written may land or not.
+        self.write_unknown |= self.current().is_some_and(|(_, kind)| {
+            matches!(kind, Kind::WriteSpilled | Kind::WriteImage | Kind::UnmarkConsumed)
+        });
         self.cut_short(out);
         if plan == Plan::NoteReady
             && let Some(before) = self.phase_before.take()

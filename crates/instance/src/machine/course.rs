@@ -30,7 +30,8 @@ impl Machine {
                 self.readiness = Readiness::Booting;
                 self.process = None;
                 self.shut_until_ready = plan == Plan::ColdBoot;
-                self.write_unknown = false;
+                // What is in doubt of a sleeper's record stays so until a write of the boot has succeeded.
+                self.write_unknown &= plan == Plan::ColdBoot;
                 self.wake_after = None;
             }
             Plan::Sleep => {
@@ -139,7 +140,7 @@ impl Machine {
             (_, Kind::WriteImage) => self
                 .image
                 .is_some_and(|image| self.record.phase != Phase::Standby { image }),
-            (_, Kind::WriteCold) => !matches!(self.record.phase, Phase::Cold { .. }),
+            (_, Kind::WriteCold) => self.write_unknown || !matches!(self.record.phase, Phase::Cold { .. }),
             (Plan::Stop, Kind::Shutdown) => self.process.is_some(),
             (Plan::Stop, Kind::WriteStopped) => self.record.phase != Phase::Stopped,
             (Plan::Delete, Kind::Shutdown) => self.process.is_some() && self.removal == Removal::Graceful,
@@ -158,6 +159,10 @@ impl Machine {
             self.bury(now, FailReason::Inconsistent { what }, out);
             return;
         };
+        if kind == Kind::Resume && self.course.is_some_and(|course| course.plan == Plan::Unsleep) {
+            // From here on the guest may have run: what was saved is of before.
+            self.image = None;
+        }
         self.number = self.number.next();
         let deadline = now.plus(self.settings.limits.of(kind, self.grace));
         let number = self.number;
@@ -343,8 +348,11 @@ impl Machine {
         if again && let Some(before) = self.phase_before.take() {
             self.record.phase = before;
         }
-        self.write_unknown |=
-            unknown && matches!(kind, Kind::WriteSpilled | Kind::WriteImage | Kind::WriteCold);
+        self.write_unknown |= unknown
+            && matches!(
+                kind,
+                Kind::WriteSpilled | Kind::WriteImage | Kind::WriteCold | Kind::UnmarkConsumed
+            );
         // Nobody asks for the proof any more once a caller joined who wants this sleep whatever arrives.
         let rule = if kind == Kind::Prove && !self.trigger.yields_to_traffic() {
             OnFailure::Skip
@@ -474,7 +482,7 @@ impl Machine {
             }
             Plan::ColdBoot if self.turn == Some(Turn::Stop) => self.begin_stop(now, out),
             Plan::ColdBoot => {
-                self.write_unknown = unknown && kind == Kind::WriteRunning;
+                self.write_unknown |= unknown && kind == Kind::WriteRunning;
                 self.unwoken = match failure {
                     StepFailure::Passing { .. } | StepFailure::Unwritten { .. } => {
                         WakeEnd::StillAsleep { why }
