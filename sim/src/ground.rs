@@ -429,19 +429,11 @@ impl Ground {
         };
         truth.discarded = false;
         let stop_wanted = truth.stop_wanted;
-        let committed = match phase {
-            Phase::Standby { image } => {
-                truth.committed = Some(image.generation);
-                return;
-            }
-            Phase::Stopped
-            | Phase::Starting
-            | Phase::Running { .. }
-            | Phase::Cold { .. }
-            | Phase::Stopping
-            | Phase::Failed { .. }
-            | Phase::Deleting => truth.committed.take(),
-        };
+        if let Some(image) = phase.image() {
+            truth.committed = Some(image.generation);
+            return;
+        }
+        let committed = truth.committed.take();
         let Phase::Failed { reason } = phase else { return };
         let lost = match reason {
             FailReason::ImageLost(_) => true,

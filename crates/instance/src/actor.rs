@@ -16,7 +16,7 @@ use self::underway::Underway;
 use self::waiters::Waiters;
 use crate::agent::{AgentEvent, AgentLink, Origin};
 use crate::machine::{
-    Answer, Asker, Effect, Exit, Input, Machine, Outcome, Phase, ProcessIdentity, Removal, Request, Step,
+    Answer, Asker, Effect, Exit, Input, Machine, Outcome, ProcessIdentity, Removal, Request, Step,
     StepFailure, Ticket,
 };
 use crate::record::Remembered;
@@ -422,7 +422,7 @@ impl Actor {
     /// What is left to do for a sleeper without a process, and nothing waits for: states of earlier sleeps
     /// go.
     fn tidy_sleeper(&mut self) {
-        let Phase::Standby { image } = self.remembered.life.phase else {
+        let Some(image) = self.remembered.life.phase.image() else {
             return;
         };
         self.drop_states_up_to(image.generation);

@@ -89,24 +89,16 @@ pub(crate) fn facts(
     heard: Heard,
 ) -> Facts {
     let (id, files) = (remembered.view.id, layout.images());
-    if let Phase::Standby { image } = &remembered.life.phase
+    let image = remembered.life.phase.image();
+    if let Some(image) = image
         && matches!(image.kept, Kept::Spilled { .. })
         // What a crash kept from being dropped: the record says that the disk is the truth.
         && let Err(error) = files.drop_image(id, Home::Tmpfs)
     {
         tracing::warn!(instance_id = %id, error = %chain(&error), "memory is still on tmpfs");
     }
-    let generation = match &remembered.life.phase {
-        Phase::Standby { image } => image.generation,
-        Phase::Stopped
-        | Phase::Starting
-        | Phase::Running { .. }
-        | Phase::Cold { .. }
-        | Phase::Stopping
-        | Phase::Failed { .. }
-        | Phase::Deleting => Generation(0),
-    };
-    let asleep = matches!(remembered.life.phase, Phase::Standby { .. });
+    let generation = image.map_or(Generation(0), |image| image.generation);
+    let asleep = image.is_some();
     let mut unsure = false;
     let mut look = |path: &Path| match asleep.then(|| seen(path)) {
         Some(Ok(found)) => found,
@@ -160,16 +152,8 @@ const fn has_link(phase: &Phase) -> bool {
 
 /// The process that a record of this boot speaks of.
 fn running(remembered: &Remembered, boot: BootId) -> Option<ProcessIdentity> {
-    match &remembered.life.phase {
-        Phase::Running { process, .. } => (process.boot == boot).then_some(*process),
-        Phase::Stopped
-        | Phase::Starting
-        | Phase::Standby { .. }
-        | Phase::Cold { .. }
-        | Phase::Stopping
-        | Phase::Failed { .. }
-        | Phase::Deleting => None,
-    }
+    let process = remembered.life.phase.process();
+    process.filter(|process| process.boot == boot)
 }
 
 /// Speaks to a process that is there. Without a handle it has ended meanwhile, or was silent.

@@ -473,35 +473,16 @@ impl Daemon {
 
 /// What a starting daemon finds for one record.
 fn facts(ground: &Ground, id: WorkloadId, phase: &Phase) -> Facts {
-    let start_ticks_at_pid = match phase {
-        Phase::Running { process, .. } => ground
-            .host
-            .processes
-            .get(&process.pid)
-            .map(|found| found.start_ticks),
-        Phase::Stopped
-        | Phase::Starting
-        | Phase::Standby { .. }
-        | Phase::Cold { .. }
-        | Phase::Stopping
-        | Phase::Failed { .. }
-        | Phase::Deleting => None,
-    };
+    let start_ticks_at_pid = phase
+        .process()
+        .and_then(|process| ground.host.processes.get(&process.pid))
+        .map(|found| found.start_ticks);
     let memory = ground.host.memory.get(&id);
     let seen = |inode| Seen {
         inode,
         length: Bytes(0),
     };
-    let wanted = match phase {
-        Phase::Standby { image } => Some(image.generation),
-        Phase::Stopped
-        | Phase::Starting
-        | Phase::Running { .. }
-        | Phase::Cold { .. }
-        | Phase::Stopping
-        | Phase::Failed { .. }
-        | Phase::Deleting => None,
-    };
+    let wanted = phase.image().map(|image| image.generation);
     let state = memory
         .and_then(|memory| memory.device_state)
         .filter(|(generation, _)| Some(*generation) == wanted)

@@ -3,7 +3,7 @@
 use dormouse_model::Fault;
 
 use super::Actor;
-use crate::machine::{Kept, Phase, Record};
+use crate::machine::{Kept, Record};
 use crate::memory::Home;
 use crate::view::SnapshotView;
 
@@ -21,7 +21,7 @@ impl Actor {
             tracing::error!(instance_id = %self.remembered.view.id, code = lost.code(), %lost, "image lost");
         }
         self.remembered.view.snapshot = snapshot;
-        if let Phase::Standby { image } = &record.phase {
+        if let Some(image) = record.phase.image() {
             self.remembered.view.memory.home = match image.kept {
                 Kept::Resident { .. } => Home::Tmpfs,
                 Kept::Spilled { .. } => Home::Disk,

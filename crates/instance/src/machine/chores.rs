@@ -80,25 +80,10 @@ impl Machine {
     /// `plan` is about to begin: no chore is due meanwhile, and what is no chore is a new occasion for all.
     pub(super) const fn before_chores(&mut self, plan: Plan) {
         self.chore_at = None;
-        match plan {
-            Plan::Spill | Plan::Settle | Plan::Leftover => {
-                self.chores_begun = self.chores_begun.saturating_add(1);
-            }
-            Plan::Amend | Plan::Greet | Plan::NoteReady | Plan::Stop | Plan::Delete => {}
-            Plan::Start
-            | Plan::Sleep
-            | Plan::Doubt
-            | Plan::Recommit
-            | Plan::Unsleep
-            | Plan::LetGo
-            | Plan::Forget
-            | Plan::ColdBoot
-            | Plan::Release
-            | Plan::Wake
-            | Plan::Unwake
-            | Plan::Revive
-            | Plan::Readopt
-            | Plan::Bury => self.forget_chores(),
+        match Chore::of(plan) {
+            Some(Chore::Bounded) => self.chores_begun = self.chores_begun.saturating_add(1),
+            Some(Chore::Lasting) => {}
+            None => self.forget_chores(),
         }
     }
 
@@ -219,28 +204,39 @@ impl Machine {
     }
 }
 
-/// Whether `plan` is a chore that may be left undone: the workload is whole without it.
-const fn is_bounded(plan: Plan) -> bool {
-    match plan {
-        Plan::Spill | Plan::Settle | Plan::Leftover => true,
-        Plan::Start
-        | Plan::Sleep
-        | Plan::Doubt
-        | Plan::Recommit
-        | Plan::Unsleep
-        | Plan::LetGo
-        | Plan::Amend
-        | Plan::Forget
-        | Plan::ColdBoot
-        | Plan::Release
-        | Plan::Wake
-        | Plan::Unwake
-        | Plan::Revive
-        | Plan::Readopt
-        | Plan::Greet
-        | Plan::NoteReady
-        | Plan::Stop
-        | Plan::Bury
-        | Plan::Delete => false,
+/// What becomes of a chore that fails again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Chore {
+    /// It may be left undone: the workload is whole without it.
+    Bounded,
+    /// It is begun again for as long as it takes.
+    Lasting,
+}
+
+impl Chore {
+    /// `None` for what is no chore.
+    const fn of(plan: Plan) -> Option<Self> {
+        match plan {
+            Plan::Spill | Plan::Settle | Plan::Leftover => Some(Self::Bounded),
+            Plan::Amend | Plan::Greet | Plan::NoteReady | Plan::Stop | Plan::Delete => Some(Self::Lasting),
+            Plan::Start
+            | Plan::Sleep
+            | Plan::Doubt
+            | Plan::Recommit
+            | Plan::Unsleep
+            | Plan::LetGo
+            | Plan::Forget
+            | Plan::ColdBoot
+            | Plan::Release
+            | Plan::Wake
+            | Plan::Unwake
+            | Plan::Revive
+            | Plan::Readopt
+            | Plan::Bury => None,
+        }
     }
+}
+
+const fn is_bounded(plan: Plan) -> bool {
+    matches!(Chore::of(plan), Some(Chore::Bounded))
 }

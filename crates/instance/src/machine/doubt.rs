@@ -58,19 +58,11 @@ impl Machine {
 
     /// What the record says.
     pub(super) fn read_back(&mut self, record: &Record) {
-        let ours = match &record.phase {
-            Phase::Standby { image } => self
-                .image
-                .is_some_and(|known| known.generation == image.generation),
-            Phase::Stopped
-            | Phase::Starting
-            | Phase::Running { .. }
-            | Phase::Cold { .. }
-            | Phase::Stopping
-            | Phase::Failed { .. }
-            | Phase::Deleting => false,
-        };
-        if ours {
+        let (recorded, known) = (record.phase.image(), self.image);
+        if recorded
+            .zip(known)
+            .is_some_and(|(recorded, known)| recorded.generation == known.generation)
+        {
             self.committed();
         }
     }

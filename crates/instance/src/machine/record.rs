@@ -116,6 +116,38 @@ pub enum Phase {
     Deleting,
 }
 
+impl Phase {
+    /// The image that is the workload, of one that is asleep with one.
+    #[must_use]
+    pub const fn image(&self) -> Option<MemoryImage> {
+        match self {
+            Self::Standby { image } => Some(*image),
+            Self::Stopped
+            | Self::Starting
+            | Self::Running { .. }
+            | Self::Cold { .. }
+            | Self::Stopping
+            | Self::Failed { .. }
+            | Self::Deleting => None,
+        }
+    }
+
+    /// The process that is the workload, of one that has one.
+    #[must_use]
+    pub const fn process(&self) -> Option<ProcessIdentity> {
+        match self {
+            Self::Running { process, .. } => Some(*process),
+            Self::Stopped
+            | Self::Starting
+            | Self::Standby { .. }
+            | Self::Cold { .. }
+            | Self::Stopping
+            | Self::Failed { .. }
+            | Self::Deleting => None,
+        }
+    }
+}
+
 /// The lifecycle part of a workload's durable record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {

@@ -9,14 +9,7 @@ use super::{Change, Outcome, StepContext, blocking, distrust, failure, plain};
 use crate::machine::{Done, Kept, MemoryImage, Settled, StepFailure};
 use crate::memory::{GuestRam, Home, Spill, SpillEnd};
 use crate::trust::check::Check;
-use crate::trust::pace::Pace;
-
-/// Whether somebody waits for a comparison.
-#[derive(Clone, Copy)]
-enum Hurry {
-    None,
-    Waited,
-}
+use crate::trust::pace::{Pace, Precedence};
 
 impl StepContext {
     /// Copies memory to disk, with its digest: what was copied is settled at once.
@@ -74,7 +67,8 @@ impl StepContext {
     /// that somebody waits for.
     pub(super) async fn settle(self, image: MemoryImage) -> Outcome {
         let turn = self.turn(&self.rooms.background.settling).await?;
-        let outcome = self.compare_memory(image, Hurry::None).await;
+        let precedence = Arc::clone(&self.rooms.background.precedence);
+        let outcome = self.compare_memory(image, Some(precedence)).await;
         drop(turn);
         outcome
     }
@@ -93,20 +87,18 @@ impl StepContext {
 
     /// Now: somebody waits.
     pub(super) async fn verify(self, image: MemoryImage) -> Outcome {
-        self.compare_memory(image, Hurry::Waited).await
+        self.compare_memory(image, None).await
     }
 
-    async fn compare_memory(&self, image: MemoryImage, hurry: Hurry) -> Outcome {
+    /// Pauses for those who have precedence, if that is given.
+    async fn compare_memory(&self, image: MemoryImage, behind: Option<Arc<Precedence>>) -> Outcome {
         let began = tokio::time::Instant::now();
         let (layout, id, boot) = (
             self.rooms.layout.clone(),
             self.remembered.view.id,
             self.rooms.boot(),
         );
-        let (cut, precedence) = (
-            Arc::clone(&self.cut),
-            Arc::clone(&self.rooms.background.precedence),
-        );
+        let cut = Arc::clone(&self.cut);
         let settled = blocking(move || {
             let check = Check {
                 layout: &layout,
@@ -114,9 +106,9 @@ impl StepContext {
                 image,
                 boot,
             };
-            let pace = match hurry {
-                Hurry::None => Pace::behind(cut.flag(), &precedence),
-                Hurry::Waited => Pace::straight(cut.flag()),
+            let pace = match &behind {
+                Some(precedence) => Pace::behind(cut.flag(), precedence),
+                None => Pace::straight(cut.flag()),
             };
             check.settle(&pace).map_err(distrust)
         })
